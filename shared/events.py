@@ -1,0 +1,218 @@
+"""Events: the immutable facts in a feed's log, and how they stand in a stream entry.
+
+Owns the log's format: three fields, `envelope`, `content` and `recorded_at` (which the append script stamps). The envelope
+holds what must outlive a redaction (who, when, which entry, a salted digest of the content); the content may be removed later
+and every check over positions, envelopes and digests still holds. What events do to documents is `fold`'s.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Mapping
+from typing import Any, ClassVar, get_args
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from shared.documents import Author, Block, FeedStatus, Image, Visibility
+from shared.errors import CannotFold, Corrupted, NewerLog
+from shared.position import Position
+
+SALT_BYTES = 16
+
+
+class FeedFields(Struct, frozen=True):
+    """A feed's editable fields but its status."""
+
+    title: str
+    summary: str | None
+    language: str
+    timezone: str
+    topics: list[str]
+    image: Image | None
+    url: str | None
+    visibility: Visibility
+
+
+class FeedChanges(Struct, frozen=True, omit_defaults=True):
+    """The editable fields that a revision sets; the others keep their value."""
+
+    title: str | UnsetType = UNSET
+    summary: str | None | UnsetType = UNSET
+    language: str | UnsetType = UNSET
+    timezone: str | UnsetType = UNSET
+    topics: list[str] | UnsetType = UNSET
+    image: Image | None | UnsetType = UNSET
+    url: str | None | UnsetType = UNSET
+    visibility: Visibility | UnsetType = UNSET
+
+
+class EntryContent(Struct, frozen=True):
+    headline: str | None
+    body: list[Block]
+    authors: list[Author]
+    tags: list[str]
+
+
+class EntryChanges(Struct, frozen=True, omit_defaults=True):
+    """What a correction sets; the others keep their value. A `correction_note` of null removes the note."""
+
+    headline: str | None | UnsetType = UNSET
+    body: list[Block] | UnsetType = UNSET
+    authors: list[Author] | UnsetType = UNSET
+    tags: list[str] | UnsetType = UNSET
+    correction_note: str | None | UnsetType = UNSET
+
+
+class RetractionReason(Struct, frozen=True):
+    reason: str | None
+
+
+class FeedOpened(Struct, frozen=True):
+    version: ClassVar[int] = 1
+    content: FeedFields
+
+
+class FeedRevised(Struct, frozen=True):
+    version: ClassVar[int] = 1
+    content: FeedChanges
+
+
+class FeedStatusChanged(Struct, frozen=True):
+    version: ClassVar[int] = 1
+    status: FeedStatus
+
+
+class EntryPublished(Struct, frozen=True):
+    """`published_at` of null is the instant of the append."""
+
+    version: ClassVar[int] = 1
+    entry: str
+    published_at: str | None
+    key_event: bool
+    content: EntryContent
+
+
+class EntryCorrected(Struct, frozen=True):
+    """`revision` is the one that this correction makes; `published_at` of null leaves the time."""
+
+    version: ClassVar[int] = 1
+    entry: str
+    revision: int
+    published_at: str | None
+    content: EntryChanges
+
+
+class EntryRetracted(Struct, frozen=True):
+    version: ClassVar[int] = 1
+    entry: str
+    content: RetractionReason
+
+
+class EntryPinned(Struct, frozen=True):
+    version: ClassVar[int] = 1
+    entry: str
+
+
+class EntryUnpinned(Struct, frozen=True):
+    version: ClassVar[int] = 1
+    entry: str
+
+
+class KeyEventMarked(Struct, frozen=True):
+    version: ClassVar[int] = 1
+    entry: str
+
+
+class KeyEventUnmarked(Struct, frozen=True):
+    version: ClassVar[int] = 1
+    entry: str
+
+
+FeedEvent = FeedOpened | FeedRevised | FeedStatusChanged
+EntryEvent = (
+    EntryPublished | EntryCorrected | EntryRetracted | EntryPinned | EntryUnpinned | KeyEventMarked | KeyEventUnmarked
+)
+Event = FeedEvent | EntryEvent
+
+
+class Envelope(Struct, frozen=True):
+    """Who and why, the same for every type: `command` and `causation` (the request) are ids, `by` a token's name.
+
+    `digest` is the SHA-256 of the content field's bytes in hex, null for an event that has no content.
+    """
+
+    type: str
+    version: int
+    command: str
+    by: str
+    causation: str | None
+    digest: str | None
+
+
+class Encoded(Struct, frozen=True):
+    """An event as the append script takes it."""
+
+    envelope: bytes
+    content: bytes
+
+
+class Recorded(Struct, frozen=True):
+    """An event as it stands in the log; `recorded_at` in milliseconds since 1970, never running backwards in a feed."""
+
+    position: Position
+    recorded_at: int
+    envelope: Envelope
+    event: Event
+
+
+_TYPES: Mapping[str, type[Event]] = {cls.__name__: cls for cls in get_args(Event)}
+
+
+def encode(event: Event, *, command: str, by: str, causation: str | None) -> Encoded:
+    """Split an event into envelope and salted content."""
+    facts: dict[str, Any] = {name: getattr(event, name) for name in event.__struct_fields__ if name != "content"}
+    content = b""
+    digest = None
+    if "content" in event.__struct_fields__:
+        # The salt keeps the digest of a short text from being guessed once the text is removed.
+        salted = {"salt": secrets.token_hex(SALT_BYTES), **msgspec.to_builtins(event.content)}  # type: ignore[union-attr]
+        content = msgspec.json.encode(salted)
+        digest = hashlib.sha256(content).hexdigest()
+    envelope = Envelope(type(event).__name__, event.version, command, by, causation, digest)
+    return Encoded(msgspec.json.encode({**msgspec.structs.asdict(envelope), **facts}), content)
+
+
+def decode(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Recorded:
+    """Read one stream entry.
+
+    Raises NewerLog for a type or version that this release does not know, CannotFold for an event whose bytes do not hold
+    together, Corrupted for a stream entry that is no event at all.
+    """
+    try:
+        position = Position.parse(entry_id.decode())
+        raw_envelope, content = fields[b"envelope"], fields[b"content"]
+        recorded_at = int(fields[b"recorded_at"])
+    except (KeyError, ValueError) as error:
+        raise Corrupted(f"the stream entry {entry_id!r} is no event", fields=sorted(map(repr, fields))) from error
+    try:
+        envelope = msgspec.json.decode(raw_envelope, type=Envelope)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise CannotFold(f"the envelope cannot be read: {error}", position=str(position)) from error
+    event_type = _TYPES.get(envelope.type)
+    if event_type is None or envelope.version > event_type.version:
+        raise NewerLog(
+            f"{envelope.type} version {envelope.version} at {position} is newer than this release",
+            position=str(position),
+            type=envelope.type,
+            version=envelope.version,
+        )
+    if envelope.digest is not None and hashlib.sha256(content).hexdigest() != envelope.digest:
+        raise CannotFold("the content does not match its digest", position=str(position), type=envelope.type)
+    try:
+        facts = msgspec.json.decode(raw_envelope)
+        if envelope.digest is not None:
+            facts["content"] = msgspec.json.decode(content)
+        event = msgspec.convert(facts, event_type)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise CannotFold(f"the event cannot be read: {error}", position=str(position), type=envelope.type) from error
+    return Recorded(position, recorded_at, envelope, event)

@@ -1,0 +1,315 @@
+"""HTTP: what writer and gateway share at their edge: problems, bodies, tokens, conditional requests, health.
+
+Owns the one table from error codes to status codes (RFC 9457) and the middleware that applies it. Routes stand with their
+service.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+import structlog
+import uuid_utils
+from aiohttp import hdrs, web
+
+from shared.errors import (
+    BodyTooLarge,
+    BodyTooSlow,
+    Corrupted,
+    DatelineError,
+    Malformed,
+    Unauthorized,
+    Unavailable,
+    UnsupportedMediaType,
+)
+from shared.metrics import Metrics
+
+log = structlog.get_logger()
+
+BODY_BYTES_MAX = 256 * 1024
+BATCH_BODY_BYTES_MAX = 1024 * 1024
+BODY_SECONDS_MAX = 30.0
+RETRY_AFTER_SECONDS = 1
+HEALTH_CHECK_SECONDS = 2.0
+
+PROBLEM_TYPE = "urn:dateline:problem:"
+
+# Code -> status and title: the whole mapping, every problem that Dateline sends.
+STATUS: Mapping[str, tuple[int, str]] = {
+    "malformed": (400, "The request cannot be parsed"),
+    "unauthorized": (401, "A valid token is required"),
+    "not-found": (404, "There is nothing here"),
+    "feed-not-found": (404, "There is no such feed"),
+    "entry-not-found": (404, "There is no such entry"),
+    "method-not-allowed": (405, "The method is not allowed here"),
+    "body-too-slow": (408, "The body did not arrive in time"),
+    "entry-exists": (409, "Another entry has this id"),
+    "feed-closed": (409, "The feed is closed"),
+    "too-many-pins": (409, "No more entries can be pinned"),
+    "event-quarantined": (409, "The entry rests on an event in quarantine"),
+    "entry-retracted": (410, "The entry is retracted"),
+    "stale-position": (410, "The position is not one of this history"),
+    "feed-exists": (412, "The feed exists already"),
+    "revision-conflict": (412, "The entry has another revision"),
+    "body-too-large": (413, "The body is too large"),
+    "unsupported-media-type": (415, "The body must be JSON"),
+    "invalid": (422, "The request is not valid"),
+    "idempotency-key-reused": (422, "The idempotency key belongs to another request"),
+    "precondition-required": (428, "If-Match is required"),
+    "internal": (500, "Something is wrong with Dateline"),
+    "unavailable": (503, "Temporarily unavailable"),
+    "outcome-unknown": (503, "The outcome is unknown"),
+    "durability-unavailable": (503, "The durability cannot be reached"),
+    "position-not-yet-readable": (503, "The position is not readable yet"),
+}
+
+_READS = {hdrs.METH_GET, hdrs.METH_HEAD}
+_CORS_REQUEST_HEADERS = "Last-Event-ID, If-None-Match"
+_CORS_EXPOSED = "ETag, Link, Dateline-Position, Retry-After"
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Check = Callable[[], Awaitable[dict[str, Any]]]
+
+REQUEST_ID = web.RequestKey("request_id", str)
+
+
+def application(routes: Iterable[web.RouteDef], *, metrics: Metrics, checks: Mapping[str, Check]) -> web.Application:
+    """An application of `routes` with problems, health and metrics around them.
+
+    Each check gives facts for the body of `/readyz`, or raises Unavailable when this process cannot serve.
+    """
+    app = web.Application(middlewares=[_edge(metrics)], client_max_size=BATCH_BODY_BYTES_MAX)
+    app.add_routes(routes)
+    app.add_routes(
+        [
+            web.get("/healthz", _healthy),
+            web.get("/readyz", _ready(checks)),
+            web.get("/metrics", _metrics(metrics)),
+        ]
+    )
+    return app
+
+
+def problem(error: DatelineError, *, request_id: str) -> web.Response:
+    """RFC 9457 document of an error, with its facts as further members."""
+    status, title = STATUS[error.code]
+    facts = {name: value for name, value in error.facts.items() if name != "errors"}
+    body = {
+        "type": PROBLEM_TYPE + error.code,
+        "title": title,
+        "status": status,
+        "detail": error.detail,
+        "request_id": request_id,
+        "errors": [{"path": path, "message": message} for path, message in error.facts.get("errors", [])],
+        **facts,
+    }
+    response = web.Response(status=status, body=msgspec.json.encode(body), content_type="application/problem+json")
+    response.headers[hdrs.CACHE_CONTROL] = "no-store"
+    if status == 503:
+        response.headers[hdrs.RETRY_AFTER] = str(RETRY_AFTER_SECONDS)
+    if status == 401:
+        response.headers[hdrs.WWW_AUTHENTICATE] = 'Bearer realm="dateline"'
+    return response
+
+
+def json_response(body: bytes, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """Ready JSON bytes as an answer; they are never decoded or encoded again."""
+    return web.Response(body=body, status=status, headers=headers, content_type="application/json", charset="utf-8")
+
+
+async def read_json(request: web.Request, *, bytes_max: int = BODY_BYTES_MAX, required: bool = True) -> bytes:
+    """The body's bytes, checked to be JSON by its label; the limit holds while reading, before all of it is here.
+
+    An optional body that is absent or empty is b"". Raises UnsupportedMediaType, BodyTooLarge or BodyTooSlow.
+    """
+    if request.can_read_body and request.content_type != "application/json":
+        raise UnsupportedMediaType(f"send application/json, not {request.content_type}")
+    if (request.content_length or 0) > bytes_max:
+        raise BodyTooLarge(f"the body may have {bytes_max} bytes at most", bytes_max=bytes_max)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS_MAX):
+            async for chunk in request.content.iter_any():
+                body += chunk
+                if len(body) > bytes_max:
+                    raise BodyTooLarge(f"the body may have {bytes_max} bytes at most", bytes_max=bytes_max)
+    except TimeoutError:
+        raise BodyTooSlow(f"the body did not arrive within {BODY_SECONDS_MAX:.0f} s") from None
+    if required and not body:
+        raise Malformed("a JSON body is required")
+    return bytes(body)
+
+
+class Tokens:
+    """Who may do what. Only the token's SHA-256 is kept."""
+
+    def __init__(self, ops_token: str | None) -> None:
+        self._ops = hashlib.sha256(ops_token.encode()).digest() if ops_token else None
+
+    def holder(self, request: web.Request) -> str | None:
+        """The name of the token that the request carries, None without one; Unauthorized for one that is not ours."""
+        header = request.headers.get(hdrs.AUTHORIZATION)
+        if header is None:
+            return None
+        scheme, _, token = header.partition(" ")
+        given = hashlib.sha256(token.strip().encode()).digest()
+        if scheme.lower() != "bearer" or self._ops is None or not hmac.compare_digest(given, self._ops):
+            raise Unauthorized("the token is not valid here")
+        return "ops"
+
+    def require(self, request: web.Request) -> str:
+        """The holder's name; Unauthorized without a token."""
+        holder = self.holder(request)
+        if holder is None:
+            raise Unauthorized("send `Authorization: Bearer <token>`")
+        return holder
+
+
+def etags(header: str) -> list[str]:
+    """The opaque tags of an If-Match or If-None-Match, weak ones too; Malformed when it is no list of entity tags.
+
+    RFC 9110, section 8.8.3: a tag stands in quotes, `W/` before it marks it weak.
+    """
+    if not _ETAGS.fullmatch(header):
+        raise Malformed('the precondition must be `*` or entity tags in quotes, such as "3.1-57"')
+    return [tag for _, tag in _ETAG.findall(header)]
+
+
+_ETAG = re.compile(r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
+_ETAGS = re.compile(rf"\s*(\*|{_ETAG.pattern}(\s*,\s*{_ETAG.pattern})*)\s*")
+
+
+def not_modified(request: web.Request, etag: str) -> bool:
+    """Whether If-None-Match already has `etag`, by weak comparison (RFC 9110, section 13.1.2)."""
+    header = request.headers.get(hdrs.IF_NONE_MATCH)
+    if header is None:
+        return False
+    return header.strip() == "*" or etag.removeprefix("W/").strip('"') in etags(header)
+
+
+def _edge(metrics: Metrics) -> Any:
+    """The outermost layer: a request id for every request, a problem document for every error, CORS for public reads."""
+
+    @web.middleware
+    async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
+        request_id = str(uuid_utils.uuid7())
+        request[REQUEST_ID] = request_id
+        try:
+            response = await handler(request)
+        except DatelineError as error:
+            response = _answer(error, request, request_id, metrics)
+        except web.HTTPMethodNotAllowed as error:
+            response = _allowed(error, request, request_id, metrics)
+        except web.HTTPException as error:
+            if error.status < 400:
+                raise
+            response = _answer(_translated(error), request, request_id, metrics)
+        except (ConnectionError, asyncio.CancelledError):
+            raise
+        except Exception:
+            log.exception("request_failed", request_id=request_id, method=request.method, path=request.path)
+            response = _answer(_Internal("the log has the facts under this request id"), request, request_id, metrics)
+        if not response.prepared:
+            response.headers["X-Request-Id"] = request_id
+            response.headers[hdrs.SERVER] = "Dateline"
+            cors(request, response)
+        return response
+
+    return edge
+
+
+class _Internal(DatelineError):
+    code = "internal"
+
+
+class _NotFound(DatelineError):
+    code = "not-found"
+
+
+class _MethodNotAllowed(DatelineError):
+    code = "method-not-allowed"
+
+
+def cors(request: web.Request, response: web.StreamResponse) -> None:
+    """Public reads, errors included, may be used from any origin; what carries a token may not."""
+    if request.method in _READS and hdrs.AUTHORIZATION not in request.headers:
+        response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = "*"
+        response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = _CORS_EXPOSED
+
+
+def _answer(error: DatelineError, request: web.Request, request_id: str, metrics: Metrics) -> web.Response:
+    metrics.problems.labels(error.code).inc()
+    if isinstance(error, Corrupted):
+        log.critical("corrupted", request_id=request_id, detail=error.detail)
+        error = _Internal("Dateline's own data does not hold together; the log has the facts")
+    elif isinstance(error, Unavailable):
+        log.warning("unavailable", request_id=request_id, code=error.code, detail=error.detail)
+    elif error.code not in STATUS:
+        log.error("unexpected_error", request_id=request_id, code=error.code, detail=error.detail)
+        error = _Internal("the log has the facts under this request id")
+    response = problem(error, request_id=request_id)
+    if not request.content.is_eof():
+        # What is left of a refused body is not read: the connection cannot be used again.
+        response.force_close()
+    return response
+
+
+def _allowed(error: web.HTTPMethodNotAllowed, request: web.Request, request_id: str, metrics: Metrics) -> web.Response:
+    allow = ", ".join(sorted({*error.allowed_methods, hdrs.METH_OPTIONS}))
+    if request.method != hdrs.METH_OPTIONS:
+        refused = _answer(_MethodNotAllowed(f"allowed here: {allow}"), request, request_id, metrics)
+        refused.headers[hdrs.ALLOW] = allow
+        return refused
+    response = web.Response(status=204, headers={hdrs.ALLOW: allow})
+    wanted = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_METHOD, hdrs.METH_GET)
+    if wanted in _READS & error.allowed_methods:
+        response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = "*"
+        response.headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = "GET, HEAD"
+        response.headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = _CORS_REQUEST_HEADERS
+        response.headers[hdrs.ACCESS_CONTROL_MAX_AGE] = "86400"
+    return response
+
+
+def _translated(error: web.HTTPException) -> DatelineError:
+    if error.status == 404:
+        return _NotFound("no such path")
+    if error.status == 413:
+        return BodyTooLarge("the body is too large")
+    return Malformed(error.reason)
+
+
+async def _healthy(request: web.Request) -> web.Response:
+    return json_response(b'{"status":"alive"}', headers={hdrs.CACHE_CONTROL: "no-store"})
+
+
+def _ready(checks: Mapping[str, Check]) -> Handler:
+    async def ready(request: web.Request) -> web.Response:
+        facts: dict[str, Any] = {}
+        status = 200
+        for name, check in checks.items():
+            try:
+                async with asyncio.timeout(HEALTH_CHECK_SECONDS):
+                    facts[name] = {"ready": True, **await check()}
+            except (Unavailable, TimeoutError) as error:
+                facts[name] = {"ready": False, "detail": str(error) or f"no answer within {HEALTH_CHECK_SECONDS:.0f} s"}
+                status = 503
+        body = {"status": "ready" if status == 200 else "not ready", **facts}
+        headers: dict[str, str] = {hdrs.CACHE_CONTROL: "no-store"}
+        if status == 503:
+            headers[hdrs.RETRY_AFTER] = str(RETRY_AFTER_SECONDS)
+        return json_response(msgspec.json.encode(body), status=status, headers=headers)
+
+    return ready
+
+
+def _metrics(metrics: Metrics) -> Handler:
+    async def render(request: web.Request) -> web.Response:
+        return web.Response(
+            body=metrics.render(), headers={hdrs.CONTENT_TYPE: "text/plain; version=0.0.4; charset=utf-8"}
+        )
+
+    return render

@@ -1,0 +1,85 @@
+"""Keys: where each thing stands in Redis. A feed belongs to a shard, and all keys of a shard share one hash tag.
+
+Owns names only. One script therefore touches one slot, and the same code runs on one server and on a cluster.
+"""
+
+from typing import NamedTuple
+from zlib import crc32
+
+# Fixed at installation and stored there: another number would look for every feed in the wrong place.
+SHARDS = 16
+
+# Names whose CRC16 slots fall one into each sixteenth of the slot space, so that shards spread evenly over 2, 4, 8 or 16
+# masters (the plain numbers 0 to 15 leave half of eight masters empty).
+SHARD_TAGS = (
+    "07", "1ab", "2ce", "3c", "4ee", "5d", "64", "7fe",
+    "8d", "9", "a36", "bed", "cd", "dcd", "ef", "fc",
+)  # fmt: skip
+
+
+class GenerationKeys(NamedTuple):
+    """One built copy of a feed's read models. `indexes` is a prefix: an index's name follows."""
+
+    meta: str
+    documents: str
+    feed: str
+    indexes: str
+
+
+class FeedKeys(NamedTuple):
+    """A feed's keys: the write side, and which generation readers get. `generation` and `commands` are prefixes."""
+
+    log: str
+    head: str
+    entries: str
+    commands: str
+    active: str
+    generations: str
+    quarantine: str
+    generation: str
+
+    def of_generation(self, generation: int) -> GenerationKeys:
+        base = f"{self.generation}{generation}:"
+        return GenerationKeys(base + "meta", base + "documents", base + "feed", base + "i:")
+
+
+class ShardKeys(NamedTuple):
+    lease: str
+    feeds: str
+    dirty: str
+    doorbell: str
+    frames: str
+    touch: str
+
+
+class Keys:
+    """All key names of one installation, under one prefix."""
+
+    def __init__(self, prefix: str = "dl") -> None:
+        self.prefix = prefix
+        self.installation = f"{prefix}:installation"
+        self.projectors = f"{prefix}:projectors"
+
+    @staticmethod
+    def shard_of(feed: str) -> int:
+        return crc32(feed.encode()) % SHARDS
+
+    def shard(self, shard: int) -> ShardKeys:
+        base = self._base(shard)
+        return ShardKeys(*(base + name for name in ShardKeys._fields))
+
+    def feed(self, feed: str) -> FeedKeys:
+        base = f"{self._base(self.shard_of(feed))}f:{feed}:"
+        return FeedKeys(
+            log=base + "log",
+            head=base + "head",
+            entries=base + "entries",
+            commands=base + "commands:",
+            active=base + "active",
+            generations=base + "generations",
+            quarantine=base + "quarantine",
+            generation=base + "g",
+        )
+
+    def _base(self, shard: int) -> str:
+        return f"{self.prefix}:{{{SHARD_TAGS[shard]}}}:"

@@ -1,0 +1,153 @@
+"""Lifecycle: one stop event, one TaskGroup; stop accepting, drain, close.
+
+Owns signals and the listening socket. What draining means for its work each service says itself.
+"""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from shared.errors import Misconfigured
+from shared.redis import UNREACHABLE
+
+log = structlog.get_logger()
+
+WAIT_FOR_SERVER_SECONDS = 1.0
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@asynccontextmanager
+async def stop_on_signals() -> AsyncIterator[asyncio.Event]:
+    """An event that SIGTERM and SIGINT set; the handlers that stood before are put back."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stopping(which: signal.Signals) -> None:
+        log.info("stopping", signal=which.name)
+        stop.set()
+
+    before = {which: signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGINT)}
+    for which in before:
+        loop.add_signal_handler(which, stopping, which)
+    try:
+        yield stop
+    finally:
+        for which, handler in before.items():
+            loop.remove_signal_handler(which)
+            # remove_signal_handler restores Python's default, not what stood there.
+            signal.signal(which, handler)
+
+
+async def run_until(stop: asyncio.Event, *parts: Coroutine[Any, Any, None]) -> None:
+    """Run all parts until `stop` is set and then cancel them; the first part that fails ends the others and is raised."""
+
+    async def all_parts() -> None:
+        async with asyncio.TaskGroup() as group:
+            for part in parts:
+                group.create_task(part)
+
+    tasks = [asyncio.create_task(all_parts()), asyncio.create_task(stop.wait())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseExceptionGroup):
+            raise _first(result)
+        if isinstance(result, Exception):
+            raise result
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
+
+
+async def listen(
+    app: web.Application,
+    *,
+    host: str,
+    port: int,
+    drain: Callable[[], Awaitable[None]] | None,
+    drain_seconds: float,
+    on_listening: Callable[[str], Awaitable[None]],
+) -> None:
+    """Serve `app` until cancelled; then stop accepting, drain within `drain_seconds`, and close.
+
+    `drain` ends what would not end by itself; requests under way are finished. `on_listening` is called with the address
+    that was bound, once it accepts.
+    """
+    under_way = _UnderWay()
+    app.middlewares.insert(0, under_way.middleware())
+    # A parked stream must notice that its reader went away; what draining leaves over is closed at once.
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.5)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port, backlog=4096)
+        try:
+            await site.start()
+        except OSError as error:
+            raise Misconfigured(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        bound = runner.addresses[0]
+        shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
+        try:
+            await on_listening(f"http://{shown}:{bound[1]}")
+            await asyncio.Event().wait()
+        finally:
+            await site.stop()
+            try:
+                async with asyncio.timeout(drain_seconds):
+                    if drain is not None:
+                        await drain()
+                    await under_way.none.wait()
+            except TimeoutError:
+                log.warning("drain_incomplete", drain_seconds=drain_seconds, requests=under_way.count)
+    finally:
+        await runner.cleanup()
+
+
+async def serving(prepare: Callable[[], Awaitable[None]], stop: asyncio.Event) -> None:
+    """Run `prepare` until the log's server is there; a server that is refused for good raises at once."""
+    while not stop.is_set():
+        try:
+            return await prepare()
+        except UNREACHABLE as error:
+            log.warning("waiting_for_server", error=str(error))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(WAIT_FOR_SERVER_SECONDS):
+                await stop.wait()
+    return None
+
+
+class _UnderWay:
+    """Counts the requests that are being answered."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.none = asyncio.Event()
+        self.none.set()
+
+    def middleware(self) -> Any:
+        @web.middleware
+        async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
+            self.count += 1
+            self.none.clear()
+            try:
+                return await handler(request)
+            finally:
+                self.count -= 1
+                if self.count == 0:
+                    self.none.set()
+
+        return count

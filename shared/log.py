@@ -1,0 +1,266 @@
+"""The log: appending to it under guards, looking at what a decision needs, and reading it in order.
+
+Owns the two scripts of the write side and the form of what they store. What to append is decided elsewhere.
+"""
+
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, cast
+
+from msgspec import Struct
+
+from shared.documents import Document, Feed, parse_document, parse_feed
+from shared.errors import Corrupted
+from shared.events import Encoded
+from shared.keys import Keys
+from shared.position import ORIGIN, Position
+from shared.read_models import N_CHARACTERS
+from shared.redis import Redis, Script, command
+
+EVENTS_PER_APPEND_MAX = 200
+BYTES_PER_APPEND_MAX = 2 * 1024 * 1024
+
+_append = Script(__file__, "append.lua")
+_load = Script(__file__, "load.lua", read_only=True)
+
+RecordStatus = Literal["published", "retracted"]
+
+
+class Record(NamedTuple):
+    """What the write side keeps of an entry; `fingerprint` is of the first publication as the client sent it."""
+
+    status: RecordStatus
+    revision: int
+    position: Position
+    fingerprint: str
+
+
+class Head(NamedTuple):
+    """The end of a feed's log. `version` and `pins` are the n of the last event of the feed's own and of its pins."""
+
+    position: Position
+    recorded_at: int
+    status: str
+    version: int
+    pins: int
+    live: int
+
+
+class Known(NamedTuple):
+    """A command that stands in the log already: how many events it made, and the last one's position."""
+
+    fingerprint: str
+    attempt: str
+    events: int
+    last: Position
+
+
+class Looked(Struct, frozen=True):
+    """One look at a feed: the write side, and the documents of the active generation at its checkpoint."""
+
+    known: Known | None
+    head: Head | None
+    records: Mapping[str, Record | None]
+    checkpoint: Position
+    feed: Feed | None
+    documents: Mapping[str, Document | None]
+    pinned: frozenset[str]
+
+
+class Guards(Struct, frozen=True):
+    """What must still be as it was when the command was decided; None is not guarded."""
+
+    opens: bool = False
+    version: int | None = None
+    pins: int | None = None
+    entries: Mapping[str, Position | None] = {}
+
+
+class NewRecord(NamedTuple):
+    """An entry's record after the append; its position is that of the command's `event`-th event, from 1."""
+
+    status: RecordStatus
+    revision: int
+    event: int
+    fingerprint: str
+
+
+class Append(Struct, frozen=True):
+    """One command's events, and what the head and the records become when they are appended."""
+
+    command: str
+    fingerprint: str
+    events: Sequence[Encoded]
+    guards: Guards
+    live_change: int
+    new_status: str | None
+    sets_version: bool
+    sets_pins: bool
+    records: Mapping[str, NewRecord]
+
+
+class Appended(NamedTuple):
+    """The events stand in the log, the last one at `last`."""
+
+    last: Position
+    recorded_at: int
+
+
+class Stale(NamedTuple):
+    """A guard did not hold: `what` changed since the decision."""
+
+    what: str
+
+
+class Conflict(NamedTuple):
+    """The command id stands in the log under another fingerprint."""
+
+
+class LogEntry(NamedTuple):
+    """One stream entry, undecoded."""
+
+    id: bytes
+    fields: Mapping[bytes, bytes]
+
+
+class Log:
+    """The logs of all feeds of one installation."""
+
+    def __init__(self, redis: Redis, keys: Keys) -> None:
+        self._redis = redis
+        self._keys = keys
+
+    async def append(self, feed: str, append: Append) -> Appended | Known | Stale | Conflict:
+        """Append all events at consecutive positions, or change nothing. Known: an earlier attempt did it.
+
+        Safe to send twice: a second arrival of this very call is recognised by its attempt and answered as the first.
+        """
+        keys = self._keys.feed(feed)
+        shard = self._keys.shard(self._keys.shard_of(feed))
+        attempt = secrets.token_hex(6)
+        guards = append.guards
+        args: list[bytes | str | int] = [feed, keys.commands, append.command, append.fingerprint, attempt]
+        args += ["1" if guards.opens else "", _optional(guards.version), _optional(guards.pins)]
+        args += [append.live_change, append.new_status or ""]
+        args += ["1" if append.sets_version else "", "1" if append.sets_pins else "", len(guards.entries)]
+        for entry, position in guards.entries.items():
+            args += [entry, str(position or "")]
+        args.append(len(append.events))
+        for event in append.events:
+            args += [event.envelope, event.content]
+        args.append(len(append.records))
+        for entry, record in append.records.items():
+            args += [entry, f"{record.status} {record.revision}", record.event, record.fingerprint]
+        answer = await _append(
+            self._redis, (keys.log, keys.head, keys.entries, shard.dirty, shard.doorbell, shard.touch), args
+        )
+        match answer:
+            case [b"appended", epoch, n, recorded_at]:
+                return Appended(Position(int(epoch), int(n)), int(recorded_at))
+            case [b"known", value]:
+                known = _known(value)
+                return (
+                    Appended(known.last, await self.recorded_at(feed, known.last))
+                    if known.attempt == attempt
+                    else known
+                )
+            case [b"stale", what]:
+                return Stale(what.decode())
+            case [b"conflict"]:
+                return Conflict()
+        raise Corrupted(f"the append script answered {answer!r}")
+
+    async def look(self, feed: str, *, entries: Sequence[str], pins: bool, command: str | None) -> Looked:
+        """What a decision about `entries` needs, all of one moment."""
+        keys = self._keys.feed(feed)
+        args = [keys.commands, command or "", keys.generation, "1" if pins else "", *entries]
+        known, head, records, checkpoint, feed_document, documents, pinned = await _load(
+            self._redis, (keys.head, keys.entries, keys.active), args
+        )
+        if head is None:
+            records = documents = [None] * len(entries)
+        return Looked(
+            known=_known(known) if known else None,
+            head=_head(head) if head else None,
+            records={entry: _record(raw) if raw else None for entry, raw in zip(entries, records, strict=True)},
+            checkpoint=Position.parse(checkpoint.decode()) if checkpoint else ORIGIN,
+            feed=parse_feed(feed_document) if feed_document else None,
+            documents={
+                entry: parse_document(raw) if raw else None for entry, raw in zip(entries, documents, strict=True)
+            },
+            pinned=frozenset(member[N_CHARACTERS:].decode() for member in pinned),
+        )
+
+    async def read(
+        self, feed: str, *, after: Position, to: Position | None = None, chunk_events: int = 500
+    ) -> AsyncIterator[LogEntry]:
+        """The log's entries in (`after`, `to`], in order, in chunks; asserts that every position is the last plus one."""
+        while True:
+            entries = await self.read_chunk(feed, after=after, to=to, events_max=chunk_events)
+            for entry in entries:
+                yield entry
+            if len(entries) < chunk_events:
+                return
+            after = Position.parse(entries[-1].id.decode())
+
+    async def read_chunk(
+        self, feed: str, *, after: Position, to: Position | None = None, events_max: int
+    ) -> list[LogEntry]:
+        end = str(to) if to is not None else "+"
+        raw = await command(self._redis, "XRANGE", self._keys.feed(feed).log, f"({after}", end, "COUNT", events_max)
+        return in_order(feed, raw, after=after)
+
+    async def recorded_at(self, feed: str, position: Position) -> int:
+        raw = await command(self._redis, "XRANGE", self._keys.feed(feed).log, str(position), str(position))
+        if not raw:
+            raise Corrupted(f"the log of {feed!r} has no event at {position}")
+        return int(log_entry(raw[0]).fields[b"recorded_at"])
+
+    async def quarantined(self, feed: str) -> Mapping[Position, bytes]:
+        """The feed's quarantine: what every fold of it skips, with the record of why."""
+        raw = await cast("Any", self._redis.hgetall(self._keys.feed(feed).quarantine))
+        return {Position.parse(position.decode()): record for position, record in raw.items()}
+
+
+def in_order(feed: str, raw: Sequence[Any], *, after: Position) -> list[LogEntry]:
+    """XRANGE's answer as log entries; Corrupted unless each position's n is the one before plus one."""
+    entries = [log_entry(item) for item in raw]
+    n = after.n
+    for entry in entries:
+        n += 1
+        if Position.parse(entry.id.decode()).n != n:
+            raise Corrupted(f"the log of {feed!r} has {entry.id.decode()} where n must be {n}", feed=feed)
+    return entries
+
+
+def log_entry(item: Any) -> LogEntry:
+    entry_id, flat = item
+    return LogEntry(entry_id, dict(zip(flat[::2], flat[1::2], strict=True)) if isinstance(flat, list) else flat)
+
+
+def _optional(value: int | None) -> str:
+    return "" if value is None else str(value)
+
+
+def _known(value: bytes) -> Known:
+    fingerprint, attempt, events, last = value.decode().split(" ")
+    return Known(fingerprint, attempt, int(events), Position.parse(last))
+
+
+def _head(raw: Sequence[bytes | None]) -> Head:
+    epoch, n, recorded_at, status, version, pins, live = raw
+    if None in raw:
+        raise Corrupted(f"a feed's head lacks a field: {raw!r}")
+    return Head(
+        position=Position(int(epoch or 0), int(n or 0)),
+        recorded_at=int(recorded_at or 0),
+        status=(status or b"").decode(),
+        version=int(version or 0),
+        pins=int(pins or 0),
+        live=int(live or 0),
+    )
+
+
+def _record(raw: bytes) -> Record:
+    status, revision, position, fingerprint = raw.decode().split(" ")
+    return Record(cast("RecordStatus", status), int(revision), Position.parse(position), fingerprint)

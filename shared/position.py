@@ -1,0 +1,34 @@
+"""Positions: an event's place in its feed's log, as every part of Dateline writes, reads and compares it.
+
+Owns the text form `<epoch>-<n>` and its order. What a position means for a reader (stale, ahead) is decided where it is used.
+"""
+
+import re
+from typing import NamedTuple, Self
+
+_TEXT = re.compile(r"([1-9][0-9]{0,17})-([1-9][0-9]{0,17})")
+
+
+class Position(NamedTuple):
+    """`epoch` and `n` both count from 1; positions compare as two integers, never as text (CONTRACT: Words)."""
+
+    epoch: int
+    n: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `<epoch>-<n>`; ValueError for anything else, leading zeros included."""
+        found = _TEXT.fullmatch(text)
+        if found is None:
+            raise ValueError(f"a position is <epoch>-<n>, two whole numbers from 1, not {text[:40]!r}")
+        return cls(int(found[1]), int(found[2]))
+
+    def next(self) -> "Position":
+        return Position(self.epoch, self.n + 1)
+
+    def __str__(self) -> str:
+        return f"{self.epoch}-{self.n}"
+
+
+# Before the first event: what a fold and a difference from the start begin at. Never written anywhere.
+ORIGIN = Position(0, 0)

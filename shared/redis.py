@@ -1,0 +1,201 @@
+"""Redis: how Dateline connects, how it runs its scripts, and what it demands of the server.
+
+Owns clients, scripts and the installation's record. What the scripts do stands beside the modules that call them.
+"""
+
+import hashlib
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.client import Pipeline
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    NoPermissionError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from shared.config import Config, Durability
+from shared.errors import Corrupted, Misconfigured, Unavailable
+from shared.keys import SHARDS, Keys
+
+COMMAND_TIMEOUT_SECONDS = 3.0
+CONNECT_TIMEOUT_SECONDS = 2.0
+POOL_WAIT_SECONDS = 3.0
+CONNECTIONS_MAX = 64
+
+# The format of keys and events. A release that writes another one raises it, and older releases then refuse to start.
+LOG_FORMAT = 1
+
+# What passes by itself once the server is back: the network, a restart, a replica that is being promoted.
+UNREACHABLE = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, ReadOnlyError, OSError)
+
+Arg = bytes | str | int | float
+
+
+def needed_url(config: Config) -> str:
+    """The server's URL; Misconfigured when none was given."""
+    if not config.redis_url:
+        raise Misconfigured("no server given: set DATELINE_REDIS_URL or --redis-url", setting="redis_url")
+    return config.redis_url
+
+
+def connect(
+    url: str, *, connections_max: int = CONNECTIONS_MAX, timeout_seconds: float = COMMAND_TIMEOUT_SECONDS
+) -> Redis:
+    """A client for commands that answer at once. Each command is tried twice: every write of ours is safe to re-send."""
+    pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=connections_max,
+        timeout=POOL_WAIT_SECONDS,
+        socket_timeout=timeout_seconds,
+        socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
+        # RESP2 answers with lists for every command that we use, on every server that we support.
+        protocol=2,
+        retry=Retry(ExponentialWithJitterBackoff(base=0.02, cap=0.2), 1),
+    )
+    return Redis.from_pool(pool)
+
+
+def connect_for_blocking(url: str, *, block_seconds: float) -> Redis:
+    """A client of its own for a reader that blocks up to `block_seconds`: the socket's timeout lies above."""
+    return connect(url, connections_max=2, timeout_seconds=block_seconds + COMMAND_TIMEOUT_SECONDS)
+
+
+@asynccontextmanager
+async def redis_errors(what: str) -> AsyncIterator[None]:
+    """Turn a server that cannot be reached into Unavailable; everything else goes through as it is."""
+    try:
+        yield
+    except UNREACHABLE as error:
+        raise Unavailable(f"{what}: the log's server cannot be reached; the request may be sent again.") from error
+
+
+async def command(client: Redis, *args: Arg) -> Any:
+    """Run one command whose reply has no useful type of its own."""
+    return await cast("Any", client).execute_command(*args)
+
+
+class Script:
+    """One Lua script, sent once to a server and then called by its digest."""
+
+    def __init__(self, beside: str, name: str, *, read_only: bool = False) -> None:
+        """`beside` is the caller's `__file__`; `read_only` scripts may run on a replica."""
+        self.text = Path(beside).with_name(name).read_text(encoding="utf-8")
+        self.sha = hashlib.sha1(self.text.encode()).hexdigest()  # noqa: S324  Redis names scripts by SHA-1
+        self._by_sha, self._by_text = ("EVALSHA_RO", "EVAL_RO") if read_only else ("EVALSHA", "EVAL")
+
+    async def __call__(self, client: Redis, keys: Sequence[str], args: Iterable[Arg]) -> Any:
+        """Run it; Corrupted when the script itself finds an invariant broken."""
+        rest = (len(keys), *keys, *args)
+        try:
+            try:
+                return await command(client, self._by_sha, self.sha, *rest)
+            except NoScriptError:
+                return await command(client, self._by_text, self.text, *rest)
+        except ResponseError as error:
+            raise _corrupted(error) from error
+
+    def queue(self, pipeline: Pipeline, keys: Sequence[str], args: Iterable[Arg]) -> None:
+        """Add it to a pipeline that `run_pipeline` executes."""
+        pipeline.execute_command(self._by_sha, self.sha, len(keys), *keys, *args)
+
+
+async def run_pipeline(client: Redis, pipeline: Pipeline, scripts: Iterable[Script]) -> list[Any]:
+    """Execute commands that are each safe to repeat; load `scripts` when the server does not have them."""
+    commands = list(pipeline.command_stack)
+    try:
+        answers = await pipeline.execute()
+    except NoScriptError:
+        for script in scripts:
+            await command(client, "SCRIPT LOAD", script.text)
+        again = client.pipeline(transaction=False)
+        again.command_stack = commands
+        answers = await again.execute()
+    except ResponseError as error:
+        raise _corrupted(error) from error
+    return answers
+
+
+def _corrupted(error: ResponseError) -> Exception:
+    # WRONGTYPE: a key of ours holds what no code of ours writes.
+    if str(error).startswith(("CORRUPTED", "WRONGTYPE")):
+        return Corrupted(str(error))
+    return error
+
+
+async def check_installation(client: Redis, keys: Keys) -> None:
+    """Record the number of shards and the log's format at the first start, and refuse to run beside others."""
+    expected = {"shards": SHARDS, "log_format": LOG_FORMAT}
+    for field, value in expected.items():
+        await cast("Any", client.hsetnx(keys.installation, field, str(value)))
+    found = await cast("Any", client.hmget(keys.installation, list(expected)))
+    for (field, value), stored in zip(expected.items(), found, strict=True):
+        if stored != str(value).encode():
+            raise Misconfigured(
+                f"this installation was made with {field} {stored!r}, this release has {value}",
+                field=field,
+                expected=value,
+                actual=repr(stored),
+            )
+
+
+async def check_server(client: Redis, *, durability: Durability) -> None:
+    """Refuse a server that is too old, evicts keys, or cannot keep the promise of `durability`."""
+    info = await client.info()
+    name = "Valkey" if info.get("server_name") == "valkey" or "valkey_version" in info else "Redis"
+    version = str(info.get("valkey_version") or info["redis_version"])
+    oldest = 8 if name == "Valkey" else 7
+    if int(version.partition(".")[0]) < oldest:
+        raise Misconfigured(f"{name} {version} is too old: Redis from 7.0 and Valkey from 8 are supported")
+    settings = await _settings(client, "appendonly", "appendfsync", "maxmemory", "maxmemory-policy")
+    if settings.get("maxmemory-policy", "noeviction") != "noeviction" and settings.get("maxmemory", "0") != "0":
+        raise Misconfigured("the server may evict keys; set maxmemory-policy noeviction")
+    if durability == "fsync" and (settings.get("appendonly"), settings.get("appendfsync")) != ("yes", "always"):
+        raise Misconfigured(
+            "durability fsync needs a server with `appendonly yes` and `appendfsync always`, and this one has "
+            f"appendonly {settings.get('appendonly')} and appendfsync {settings.get('appendfsync')}; "
+            "set them, or set DATELINE_DURABILITY=memory to acknowledge what is only in the server's memory"
+        )
+
+
+async def _settings(client: Redis, *names: str) -> dict[str, str]:
+    try:
+        found = cast("dict[Any, Any]", await client.config_get(*names))
+    except (NoPermissionError, ResponseError) as error:
+        raise Misconfigured(f"the server does not let us see its settings ({error}); allow CONFIG|GET") from error
+    return {_text(name): _text(value) for name, value in found.items()}
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+__all__ = [
+    "UNREACHABLE",
+    "AuthenticationError",
+    "AuthorizationError",
+    "Pipeline",
+    "Redis",
+    "RedisError",
+    "Script",
+    "check_installation",
+    "check_server",
+    "command",
+    "connect",
+    "connect_for_blocking",
+    "needed_url",
+    "redis_errors",
+    "run_pipeline",
+]
