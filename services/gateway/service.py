@@ -1,0 +1,105 @@
+"""The gateway as a program: its parts, put together once."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from services.gateway.app import routes
+from services.gateway.differences import Differences
+from services.gateway.listing import Listing
+from services.gateway.live_page import LivePage
+from services.gateway.pages import Pages
+from services.gateway.readers import Readers
+from services.gateway.reads import Reads
+from services.gateway.streams import Streams
+from services.gateway.tail import BLOCK_SECONDS, Tail
+from services.gateway.waiting import Arrivals
+from shared.config import Config
+from shared.errors import Unavailable
+from shared.http import Check, Tokens, application
+from shared.keys import SHARDS, Keys
+from shared.lifecycle import listen, run_until, serving
+from shared.metrics import Metrics
+from shared.redis import UNREACHABLE, check_installation, connect, connect_for_blocking, needed_url
+
+log = structlog.get_logger()
+
+
+class Gateway:
+    """One gateway: routes and readiness checks for an application, work to run beside it, and how it drains."""
+
+    def __init__(self, config: Config, metrics: Metrics) -> None:
+        self._keys = Keys(config.key_prefix)
+        url = needed_url(config)
+        self._redis = connect(url)
+        self._blocking = connect_for_blocking(url, block_seconds=BLOCK_SECONDS)
+        reads = Reads(self._redis, self._keys)
+        listing = Listing(self._redis, self._keys)
+        arrivals = Arrivals()
+        differences = Differences(reads)
+        tokens = Tokens(config.ops_token)
+        self._readers = Readers(differences, metrics, readers_max=config.readers_max)
+        self._tail = Tail(self._redis, self._blocking, self._keys, self._readers, arrivals)
+        self.routes: list[web.RouteDef] = routes(
+            Pages(reads, listing, arrivals, tokens),
+            Streams(reads, differences, self._readers, arrivals, tokens, metrics),
+            LivePage(reads, listing, tokens),
+        )
+        self.checks: Mapping[str, Check] = {"gateway": self._check}
+
+    async def prepare(self) -> None:
+        """Refuse what this process must not serve from; waits for a server that is not there yet."""
+        await check_installation(self._redis, self._keys)
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._tail.run())
+            group.create_task(self._readers.keep_time())
+
+    async def drain(self) -> None:
+        await self._readers.drain()
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+        await self._blocking.aclose()
+
+    async def _check(self) -> dict[str, Any]:
+        """Redis answers and the tail is current; how far projectors lag is a fact, not a verdict."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for shard in range(SHARDS):
+            pipeline.scard(self._keys.shard(shard).dirty)
+        try:
+            lagging = sum(await pipeline.execute())
+        except UNREACHABLE as error:
+            raise Unavailable(f"the log's server does not answer: {error}") from error
+        return {**await self._tail.check(), "feeds_lagging": lagging}
+
+
+async def run(config: Config, stop: asyncio.Event) -> None:
+    """Serve until `stop`, then drain."""
+    metrics = Metrics()
+    gateway = Gateway(config, metrics)
+    try:
+        await serving(gateway.prepare, stop)
+        app = application(gateway.routes, metrics=metrics, checks=gateway.checks)
+
+        async def listening(url: str) -> None:
+            log.info("gateway_listening", url=url)
+
+        await run_until(
+            stop,
+            gateway.run(),
+            listen(
+                app,
+                host=config.listen_host,
+                port=config.listen_port,
+                drain=gateway.drain,
+                drain_seconds=config.drain_seconds,
+                on_listening=listening,
+            ),
+        )
+    finally:
+        await gateway.close()

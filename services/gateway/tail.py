@@ -1,0 +1,135 @@
+"""The tail: the one reader of `frames` in a gateway process, and the sweep that finds what frames did not bring.
+
+Owns the way from Redis to `readers`. Frames are hints: XREAD below a trim point skips silently, and with a cursor ahead of a
+stream that was made anew it waits for ever, so once a second the checkpoints of all followed feeds are compared with what
+was sent.
+"""
+
+import asyncio
+from typing import Any
+
+import structlog
+
+from services.gateway.readers import Followed, Readers
+from services.gateway.ring import Ready
+from services.gateway.waiting import Arrivals
+from shared.errors import Unavailable
+from shared.keys import SHARDS, Keys
+from shared.position import Position
+from shared.redis import UNREACHABLE, Redis, command
+
+log = structlog.get_logger()
+
+BLOCK_SECONDS = 1.0
+FRAMES_PER_READ_MAX = 200
+SWEEP_SECONDS = 1.0
+BACKOFF_SECONDS = 0.3
+# A tail that has heard nothing from the server for so long cannot promise readers anything.
+STALE_SECONDS = 5.0
+
+
+class Tail:
+    def __init__(self, redis: Redis, blocking: Redis, keys: Keys, readers: Readers, arrivals: Arrivals) -> None:
+        self._redis = redis
+        self._blocking = blocking
+        self._keys = keys
+        self._readers = readers
+        self._arrivals = arrivals
+        self._streams = [keys.shard(shard).frames for shard in range(SHARDS)]
+        self._cursors: dict[str, str] = {}
+        self._heard = float("-inf")
+        self._swept = float("-inf")
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow())
+            group.create_task(self._sweep_often())
+
+    async def check(self) -> dict[str, Any]:
+        """Facts for readiness; Unavailable when frames or sweeps have stopped coming."""
+        now = asyncio.get_running_loop().time()
+        age = now - min(self._heard, self._swept)
+        if age > STALE_SECONDS:
+            raise Unavailable(f"the tail of frames has heard nothing from the server for over {STALE_SECONDS:.0f} s")
+        return {"tail_age_seconds": round(age, 3)}
+
+    async def _follow(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                if not self._cursors:
+                    await self._find_ends()
+                answer = await command(
+                    self._blocking,
+                    "XREAD",
+                    "COUNT",
+                    FRAMES_PER_READ_MAX,
+                    "BLOCK",
+                    int(BLOCK_SECONDS * 1000),
+                    "STREAMS",
+                    *self._cursors.keys(),
+                    *self._cursors.values(),
+                )
+                self._heard = loop.time()
+                for stream, entries in answer or []:
+                    self._cursors[stream.decode()] = entries[-1][0].decode()
+                    for _, fields in entries:
+                        self._deliver(fields)
+            except UNREACHABLE as error:
+                log.warning("tail_interrupted", error=repr(error))
+                await asyncio.sleep(BACKOFF_SECONDS)
+
+    def _deliver(self, fields: dict[bytes, bytes]) -> None:
+        feed = fields[b"f"].decode()
+        position = Position.parse(fields[b"p"].decode())
+        self._readers.deliver(Ready(feed, position, fields[b"k"].decode(), fields[b"d"]))
+        self._arrivals.moved(feed)
+
+    async def _find_ends(self) -> None:
+        for stream, end in zip(self._streams, await self._ends(), strict=True):
+            # A cursor ahead of a stream that was made anew would wait for ever.
+            if stream not in self._cursors or _stream_id(end) < _stream_id(self._cursors[stream]):
+                self._cursors[stream] = end
+
+    async def _ends(self) -> list[str]:
+        pipeline = self._redis.pipeline(transaction=False)
+        for stream in self._streams:
+            pipeline.xrevrange(stream, count=1)
+        return [last[0][0].decode() if last else "0-0" for last in await pipeline.execute()]
+
+    async def _sweep_often(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                await self._sweep()
+                await self._find_ends()
+                self._swept = loop.time()
+            except UNREACHABLE as error:
+                log.warning("sweep_interrupted", error=repr(error))
+            await asyncio.sleep(SWEEP_SECONDS)
+
+    async def _sweep(self) -> None:
+        followed = [feed for feed in self._readers.feeds() if feed.position is not None]
+        for start in range(0, len(followed), 100):
+            part = followed[start : start + 100]
+            for feed, checkpoint in zip(part, await self._checkpoints(part), strict=True):
+                # What one sweep saw and no frame has brought until the next was missed, not merely on its way.
+                if feed.swept is not None and feed.position is not None and feed.position.n < feed.swept.n:
+                    log.info("frames_missed", feed=feed.feed, position=str(feed.position), checkpoint=str(feed.swept))
+                    self._readers.missed(feed)
+                feed.swept = checkpoint
+
+    async def _checkpoints(self, followed: list[Followed]) -> list[Position | None]:
+        pipeline = self._redis.pipeline(transaction=False)
+        for feed in followed:
+            pipeline.get(self._keys.feed(feed.feed).active)
+        generations = await pipeline.execute()
+        pipeline = self._redis.pipeline(transaction=False)
+        for feed, generation in zip(followed, generations, strict=True):
+            pipeline.hget(self._keys.feed(feed.feed).of_generation(int(generation or 0)).meta, "checkpoint")
+        return [Position.parse(raw.decode()) if raw else None for raw in await pipeline.execute()]
+
+
+def _stream_id(text: str) -> tuple[int, int]:
+    milliseconds, _, n = text.partition("-")
+    return int(milliseconds), int(n)

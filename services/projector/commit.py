@@ -1,0 +1,260 @@
+"""Commits: what a batch of events makes of a feed's generation, and the one script that puts it there.
+
+Owns `prepare`, which is pure, and the reads and the write around it. Which feeds and when is `worker`'s; what an event does
+to a document is `shared.fold`'s.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, cast
+
+import msgspec
+from msgspec import Struct
+
+from services.projector.quarantine import quarantine_record
+from shared.documents import Document, Entry, Feed, parse_document, parse_feed, render
+from shared.errors import CannotFold, Corrupted, NewerLog
+from shared.events import Recorded, decode
+from shared.fold import Change, Documents, fold, touched
+from shared.instants import milliseconds_of
+from shared.keys import Keys
+from shared.log import LogEntry, in_order
+from shared.position import ORIGIN, Position
+from shared.read_models import READ_MODELS, ReadModel, index_changes
+from shared.redis import Redis, Script, run_pipeline
+
+EVENTS_PER_COMMIT_MAX = 100
+BYTES_PER_COMMIT_MAX = 1024 * 1024
+
+_pending = Script(__file__, "pending.lua", read_only=True)
+_commit = Script(__file__, "commit.lua")
+
+FrameKind = Literal["entry", "retraction", "feed", "skipped"]
+
+
+class Pending(Struct, frozen=True):
+    """A feed's active generation, None before its first commit, and the log's next entries after its checkpoint."""
+
+    feed_id: str
+    generation: int | None
+    checkpoint: Position
+    models: tuple[ReadModel, ...]
+    feed: Feed | None
+    entries: Sequence[LogEntry]
+    quarantined: frozenset[bytes]
+    more: bool
+
+
+class Frame(NamedTuple):
+    """What readers are sent of one position; a skipped one has no data."""
+
+    position: Position
+    kind: FrameKind
+    data: bytes
+
+
+class Commit(Struct, frozen=True):
+    """Absolute values of everything that a batch changes, and the frames of its positions in order."""
+
+    checkpoint: Position
+    documents: Mapping[str, bytes]
+    added: Sequence[tuple[str, str]]
+    removed: Sequence[tuple[str, str]]
+    quarantine: Mapping[Position, bytes]
+    frames: Sequence[Frame]
+    feed: Feed | None
+    feed_position: Position | None
+    folded: int
+
+
+class Step(NamedTuple):
+    """One log entry, folded or skipped."""
+
+    position: Position
+    change: Change | None
+    unfolded: CannotFold | None
+
+
+def prepare(pending: Pending, documents: Mapping[str, Document]) -> Commit:
+    """Fold the pending entries. Pure; raises NewerLog for what this release must leave to a newer one."""
+    state = Documents(pending.feed, dict(documents))
+    quarantine: dict[Position, bytes] = {}
+    frames: list[Frame] = []
+    feed_position = None
+    folded = 0
+    for entry in pending.entries:
+        position, change, unfolded = _step(state, entry, pending)
+        if change is None:
+            if unfolded is not None:
+                quarantine[position] = quarantine_record(entry, unfolded)
+            if state.feed is not None:
+                state.feed = msgspec.structs.replace(state.feed, position=str(position))
+            frames.append(Frame(position, "skipped", b""))
+            continue
+        folded += 1
+        state.apply(change)
+        if change.of_feed:
+            feed_position = position
+        frames.append(_frame(change))
+    changed = [entry_id for entry_id, document in state.entries.items() if document is not documents.get(entry_id)]
+    added: list[tuple[str, str]] = []
+    removed: list[tuple[str, str]] = []
+    for entry_id in changed:
+        changes = index_changes(documents.get(entry_id), state.entries[entry_id], pending.models)
+        added += changes.added
+        removed += changes.removed
+    return Commit(
+        checkpoint=frames[-1].position,
+        documents={entry_id: render(state.entries[entry_id]) for entry_id in changed},
+        added=added,
+        removed=removed,
+        quarantine=quarantine,
+        frames=frames,
+        feed=state.feed,
+        feed_position=feed_position,
+        folded=folded,
+    )
+
+
+def _step(state: Documents, entry: LogEntry, pending: Pending) -> Step:
+    position = Position.parse(entry.id.decode())
+    if entry.id in pending.quarantined:
+        return Step(position, None, None)
+    try:
+        return Step(position, fold(state, decode(entry.id, entry.fields), feed_id=pending.feed_id), None)
+    except CannotFold as error:
+        return Step(position, None, error)
+
+
+def _frame(change: Change) -> Frame:
+    if change.after is None:
+        return Frame(change.position, "feed", render(change.feed))
+    kind: FrameKind = "entry" if isinstance(change.after, Entry) else "retraction"
+    return Frame(change.position, kind, render(change.after))
+
+
+class Commits:
+    """Reads what is pending and commits it, for several feeds of one shard in one round trip each."""
+
+    def __init__(self, redis: Redis, keys: Keys) -> None:
+        self._redis = redis
+        self._keys = keys
+
+    async def pending(self, feeds: Sequence[str]) -> list[Pending]:
+        pipeline = self._redis.pipeline(transaction=False)
+        for feed in feeds:
+            keys = self._keys.feed(feed)
+            args = (keys.generation, EVENTS_PER_COMMIT_MAX, BYTES_PER_COMMIT_MAX)
+            _pending.queue(pipeline, (keys.log, keys.active, keys.quarantine), args)
+        answers = await run_pipeline(self._redis, pipeline, (_pending,))
+        return [_parse_pending(feed, answer) for feed, answer in zip(feeds, answers, strict=True)]
+
+    async def documents(self, pending: Sequence[Pending]) -> list[dict[str, Document]]:
+        """The documents that the pending events touch, as their generations hold them."""
+        pipeline = self._redis.pipeline(transaction=False)
+        wanted: list[list[str]] = []
+        for item in pending:
+            ids = _touched(item.entries) if item.generation is not None else []
+            wanted.append(ids)
+            if ids:
+                keys = self._keys.feed(item.feed_id).of_generation(cast("int", item.generation))
+                pipeline.hmget(keys.documents, ids)
+        answers = iter(await run_pipeline(self._redis, pipeline, ()) if any(wanted) else [])
+        return [
+            {entry: parse_document(raw) for entry, raw in zip(ids, next(answers), strict=True) if raw} if ids else {}
+            for ids in wanted
+        ]
+
+    async def new_generation(self, feed: str) -> int:
+        return int(await self._redis.incr(self._keys.feed(feed).generations))
+
+    async def commit(self, items: Sequence[tuple[Pending, Commit, int]], *, fence: int) -> list[str]:
+        """Commit each, in one round trip: "committed", "fenced" (another projector owns the shard) or "moved".
+
+        The number is the generation's, a new one for a feed that has none.
+        """
+        pipeline = self._redis.pipeline(transaction=False)
+        for pending, commit, generation in items:
+            self._queue(pipeline, pending, commit, generation, fence)
+        answers = await run_pipeline(self._redis, pipeline, (_commit,))
+        return [answer.decode() for answer in answers]
+
+    def _queue(self, pipeline: Any, pending: Pending, commit: Commit, generation: int, fence: int) -> None:
+        feed = self._keys.feed(pending.feed_id)
+        shard = self._keys.shard(self._keys.shard_of(pending.feed_id))
+        keys = feed.of_generation(generation)
+        args: list[bytes | str | int] = [fence, pending.feed_id, generation]
+        args += ["1" if pending.generation is None else "", str(pending.checkpoint), str(commit.checkpoint)]
+        args += [",".join(model.name for model in pending.models), keys.indexes]
+        args.append(milliseconds_of(commit.feed.updated_at) if commit.feed else "")
+        args.append(render(commit.feed) if commit.feed else "")
+        args.append(str(commit.feed_position or ""))
+        args.append(len(commit.documents))
+        for entry, document in commit.documents.items():
+            args += [entry, document]
+        for pairs in (commit.added, commit.removed):
+            args.append(len(pairs))
+            for pair in pairs:
+                args += pair
+        args.append(len(commit.quarantine))
+        for position, record in commit.quarantine.items():
+            args += [str(position), record]
+        args.append(len(commit.frames))
+        for frame in commit.frames:
+            args += [str(frame.position), frame.kind, frame.data]
+        _commit.queue(
+            pipeline,
+            (
+                shard.lease,
+                feed.active,
+                keys.meta,
+                keys.documents,
+                keys.feed,
+                shard.dirty,
+                shard.frames,
+                feed.quarantine,
+                shard.feeds,
+                feed.head,
+            ),
+            args,
+        )
+
+
+def _touched(entries: Sequence[LogEntry]) -> list[str]:
+    """The entries that log entries are about; what cannot be read touches nothing, and is set aside by `prepare`."""
+    found: dict[str, None] = {}
+    for entry in entries:
+        try:
+            recorded: Recorded = decode(entry.id, entry.fields)
+        except CannotFold:
+            continue
+        entry_id = touched(recorded.event)
+        if entry_id is not None:
+            found[entry_id] = None
+    return list(found)
+
+
+def _parse_pending(feed_id: str, answer: Any) -> Pending:
+    generation, checkpoint, names, feed, raw, quarantined, more = answer
+    if (generation is None) != (checkpoint is None):
+        raise Corrupted(f"the active generation of {feed_id!r} has no checkpoint", feed=feed_id)
+    position = Position.parse(checkpoint.decode()) if checkpoint else ORIGIN
+    return Pending(
+        feed_id=feed_id,
+        generation=int(generation) if generation else None,
+        checkpoint=position,
+        models=_models(feed_id, names),
+        feed=parse_feed(feed) if feed else None,
+        entries=in_order(feed_id, raw, after=position),
+        quarantined=frozenset(quarantined),
+        more=bool(more),
+    )
+
+
+def _models(feed_id: str, names: bytes | None) -> tuple[ReadModel, ...]:
+    """Exactly the read models that the generation names; one that this release does not know is a newer release's."""
+    if names is None:
+        return tuple(READ_MODELS.values())
+    unknown = [name for name in names.decode().split(",") if name not in READ_MODELS]
+    if unknown:
+        raise NewerLog(f"the generation of {feed_id!r} keeps read models of a newer release: {unknown}", feed=feed_id)
+    return tuple(READ_MODELS[name] for name in names.decode().split(","))

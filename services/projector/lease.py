@@ -1,0 +1,82 @@
+"""Leases: which shards this projector owns, under which fence, and how projectors share the shards evenly.
+
+Owns taking, confirming and letting go. What an owner does with its shard is `worker`'s; that a former owner can change
+nothing is the commit's, by the fence.
+"""
+
+from collections.abc import Iterable
+
+from shared.keys import SHARDS, Keys
+from shared.redis import Redis, Script, run_pipeline
+
+# A dead projector's shards are free after this time; another looks every RENEW_SECONDS: together well under 5 s.
+TIME_TO_LIVE_SECONDS = 3.0
+RENEW_SECONDS = 0.5
+
+_lease = Script(__file__, "lease.lua")
+_members = Script(__file__, "members.lua")
+
+
+class Leases:
+    """The leases of one projector. `held` maps shards to fences."""
+
+    def __init__(self, redis: Redis, keys: Keys, *, owner: str) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._owner = owner
+        self.held: dict[int, int] = {}
+
+    async def renew(self, *, refused: Iterable[int] = ()) -> None:
+        """Confirm what is held, let go what is over the fair share, take what is free below it; `refused` is not taken."""
+        alive = await _members(self._redis, (self._keys.projectors,), (self._owner, _milliseconds()))
+        share = fair_share(alive)
+        surplus = sorted(self.held)[share:]
+        await self.release(surplus)
+        wanted = [shard for shard in range(SHARDS) if shard not in self.held and shard not in set(refused)]
+        await self._take(list(self.held))
+        missing = share - len(self.held)
+        # From a place of its own on, so that projectors that start together do not all reach for the same shards.
+        start = hash(self._owner) % SHARDS
+        wanted.sort(key=lambda shard: (shard - start) % SHARDS)
+        while missing > 0 and wanted:
+            asked, wanted = wanted[:missing], wanted[missing:]
+            missing -= await self._take(asked)
+
+    async def release(self, shards: Iterable[int]) -> None:
+        """Let go, so that another projector need not wait for the time to run out."""
+        shards = [shard for shard in shards if shard in self.held]
+        pipeline = self._redis.pipeline(transaction=False)
+        for shard in shards:
+            _lease.queue(pipeline, (self._keys.shard(shard).lease,), (self._owner, self.held.pop(shard), 0))
+        if shards:
+            await run_pipeline(self._redis, pipeline, (_lease,))
+
+    async def leave(self) -> None:
+        await self.release(list(self.held))
+        await _members(self._redis, (self._keys.projectors,), (self._owner, 0))
+
+    async def _take(self, shards: list[int]) -> int:
+        """Take or confirm; gives how many are held of those asked for."""
+        if not shards:
+            return 0
+        pipeline = self._redis.pipeline(transaction=False)
+        for shard in shards:
+            _lease.queue(
+                pipeline, (self._keys.shard(shard).lease,), (self._owner, self.held.get(shard, 0), _milliseconds())
+            )
+        fences = await run_pipeline(self._redis, pipeline, (_lease,))
+        for shard, fence in zip(shards, fences, strict=True):
+            if fence:
+                self.held[shard] = fence
+            else:
+                self.held.pop(shard, None)
+        return sum(bool(fence) for fence in fences)
+
+
+def fair_share(projectors: int) -> int:
+    """How many shards one of `projectors` may own, so that all shards have an owner."""
+    return -(-SHARDS // max(projectors, 1))
+
+
+def _milliseconds() -> int:
+    return int(TIME_TO_LIVE_SECONDS * 1000)

@@ -1,0 +1,21 @@
+-- What one feed's next commit works on, of one moment.
+-- KEYS  1 log  2 active  3 quarantine    ARGV  1 prefix of the generations  2 events at most  3 bytes at most
+-- Gives {generation or false, checkpoint or false, read models or false, feed document or false,
+--        {{id, fields}…} after the checkpoint, {quarantined id…} of those, 1 if there are more}
+local active = redis.call('GET', KEYS[2])
+local checkpoint, models, feed = false, false, false
+if active then
+  local meta = redis.call('HMGET', ARGV[1] .. active .. ':meta', 'checkpoint', 'read_models')
+  checkpoint, models = meta[1], meta[2]
+  feed = redis.call('GET', ARGV[1] .. active .. ':feed')
+end
+local found = redis.call('XRANGE', KEYS[1], checkpoint and '(' .. checkpoint or '-', '+', 'COUNT', ARGV[2])
+local entries, quarantined, bytes = {}, {}, 0
+for i, entry in ipairs(found) do
+  for _, field in ipairs(entry[2]) do bytes = bytes + #field end
+  if i > 1 and bytes > tonumber(ARGV[3]) then break end
+  entries[i] = entry
+  if redis.call('HEXISTS', KEYS[3], entry[1]) == 1 then quarantined[#quarantined + 1] = entry[1] end
+end
+local more = #entries < #found or #found == tonumber(ARGV[2])
+return {active, checkpoint, models, feed, entries, quarantined, more and 1 or 0}

@@ -1,0 +1,61 @@
+"""The projector as a program: its parts, put together once."""
+
+import asyncio
+import os
+import secrets
+import socket
+from typing import Any
+
+import structlog
+
+from services.projector.lease import TIME_TO_LIVE_SECONDS
+from services.projector.worker import BLOCK_SECONDS, Projector
+from shared.config import Config
+from shared.errors import Unavailable
+from shared.http import application
+from shared.keys import Keys
+from shared.lifecycle import listen, run_until, serving
+from shared.metrics import Metrics
+from shared.redis import check_installation, connect, connect_for_blocking, needed_url
+
+log = structlog.get_logger()
+
+
+async def run(config: Config, stop: asyncio.Event, *, with_http: bool) -> None:
+    """Project until `stop`, then let go of the shards; `with_http` serves health and metrics."""
+    keys = Keys(config.key_prefix)
+    url = needed_url(config)
+    redis = connect(url)
+    blocking = connect_for_blocking(url, block_seconds=BLOCK_SECONDS)
+    metrics = Metrics()
+    owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+    projector = Projector(redis, blocking, keys, metrics, owner=owner)
+
+    async def check() -> dict[str, Any]:
+        age = asyncio.get_running_loop().time() - projector.last_renewal
+        if age > TIME_TO_LIVE_SECONDS:
+            raise Unavailable(f"no lease was confirmed for {age:.1f} s")
+        return {"shards": projector.shards}
+
+    async def listening(url: str) -> None:
+        log.info("projector_listening", url=url)
+
+    try:
+        await serving(lambda: check_installation(redis, keys), stop)
+        log.info("projecting", owner=owner)
+        parts = [projector.run()]
+        if with_http:
+            parts.append(
+                listen(
+                    application([], metrics=metrics, checks={"projector": check}),
+                    host=config.listen_host,
+                    port=config.listen_port,
+                    drain=None,
+                    drain_seconds=config.drain_seconds,
+                    on_listening=listening,
+                )
+            )
+        await run_until(stop, *parts)
+    finally:
+        await redis.aclose()
+        await blocking.aclose()

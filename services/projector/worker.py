@@ -1,0 +1,218 @@
+"""The projector's work: hints and sweeps wake it, and each shard that it owns is folded by one task of its own.
+
+Owns when and which; `lease` owns whether, `commit` what. Doorbells may lose anything: what was missed is found in the sweep
+of the shard's dirty feeds, once a second.
+"""
+
+import asyncio
+from typing import Any
+
+import structlog
+
+from services.projector.commit import Commits, prepare
+from services.projector.lease import RENEW_SECONDS, Leases
+from shared.errors import NewerLog, Unavailable
+from shared.keys import Keys
+from shared.metrics import Metrics
+from shared.redis import UNREACHABLE, Redis, command
+
+log = structlog.get_logger()
+
+BLOCK_SECONDS = 1.0
+SWEEP_SECONDS = 1.0
+FEEDS_PER_ROUND_MAX = 32
+BACKOFF_SECONDS = 0.5
+# How long a shard whose log is of a newer release is left to others.
+REFUSED_SECONDS = 30.0
+
+
+class Shard:
+    """One owned shard: the feeds that wait to be folded, and a bell that rings when there are any."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.waiting: dict[str, None] = {}
+        self.bell = asyncio.Event()
+
+    def wake(self, feed: str) -> None:
+        self.waiting[feed] = None
+        self.bell.set()
+
+    def take(self) -> list[str]:
+        feeds = list(self.waiting)[:FEEDS_PER_ROUND_MAX]
+        for feed in feeds:
+            del self.waiting[feed]
+        if not self.waiting:
+            self.bell.clear()
+        return feeds
+
+
+class Projector:
+    """Folds the shards that it holds leases of, until cancelled; then finishes its commits and lets go."""
+
+    def __init__(self, redis: Redis, blocking: Redis, keys: Keys, metrics: Metrics, *, owner: str) -> None:
+        self._redis = redis
+        self._blocking = blocking
+        self._keys = keys
+        self._metrics = metrics
+        self._leases = Leases(redis, keys, owner=owner)
+        self._commits = Commits(redis, keys)
+        self._shards: dict[int, Shard] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._refused: dict[int, float] = {}
+        self._cursors: dict[int, str] = {}
+        self.last_renewal = 0.0
+
+    async def run(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._keep_leases(group))
+                group.create_task(self._hear_doorbells())
+        finally:
+            try:
+                await self._leases.leave()
+            except UNREACHABLE:
+                log.warning("leases_not_released", shards=sorted(self._leases.held))
+
+    @property
+    def shards(self) -> list[int]:
+        return sorted(self._leases.held)
+
+    async def _keep_leases(self, group: asyncio.TaskGroup) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            self._refused = {shard: until for shard, until in self._refused.items() if until > loop.time()}
+            try:
+                await self._leases.renew(refused=self._refused)
+                self.last_renewal = loop.time()
+            except UNREACHABLE as error:
+                # Owned shards go on being folded: the fence in each commit decides whether they are still ours.
+                log.warning("leases_not_renewed", error=repr(error))
+            self._follow_leases(group)
+            await asyncio.sleep(RENEW_SECONDS)
+
+    def _follow_leases(self, group: asyncio.TaskGroup) -> None:
+        held = self._leases.held
+        left = [number for number in self._shards if number not in held]
+        taken = {number: fence for number, fence in held.items() if number not in self._shards}
+        for number in left:
+            del self._shards[number]
+            self._cursors.pop(number, None)
+            self._tasks.pop(number).cancel()
+        for number in taken:
+            self._shards[number] = shard = Shard(number)
+            self._tasks[number] = group.create_task(self._fold_shard(shard))
+        if left or taken:
+            log.info("shards_changed", left=left, taken_with_fence=taken, held=sorted(held))
+        self._metrics.shards.set(len(held))
+
+    async def _hear_doorbells(self) -> None:
+        """Wake the feeds that writers ring for, and sweep for those whose bell was lost."""
+        loop = asyncio.get_running_loop()
+        swept = 0.0
+        while True:
+            try:
+                if loop.time() - swept >= SWEEP_SECONDS or set(self._shards) - set(self._cursors):
+                    await self._sweep()
+                    swept = loop.time()
+                if not self._cursors:
+                    await asyncio.sleep(RENEW_SECONDS / 5)
+                    continue
+                await self._listen()
+            except UNREACHABLE as error:
+                log.warning("doorbells_not_heard", error=repr(error))
+                await asyncio.sleep(BACKOFF_SECONDS)
+
+    async def _listen(self) -> None:
+        numbers = list(self._cursors)
+        streams = [self._keys.shard(number).doorbell for number in numbers]
+        by_stream = dict(zip((stream.encode() for stream in streams), numbers, strict=True))
+        cursors = [self._cursors[number] for number in numbers]
+        answer = await command(
+            self._blocking, "XREAD", "COUNT", 1000, "BLOCK", int(BLOCK_SECONDS * 1000), "STREAMS", *streams, *cursors
+        )
+        for stream, rings in answer or []:
+            number = by_stream[stream]
+            shard = self._shards.get(number)
+            if shard is None:
+                continue
+            self._cursors[number] = rings[-1][0].decode()
+            for _, fields in rings:
+                shard.wake(fields[b"feed"].decode())
+
+    async def _sweep(self) -> None:
+        """State makes it right: every feed whose log is ahead of its checkpoint is dirty until a commit says otherwise."""
+        shards = list(self._shards.values())
+        pipeline = self._redis.pipeline(transaction=False)
+        for shard in shards:
+            keys = self._keys.shard(shard.number)
+            pipeline.xrevrange(keys.doorbell, count=1)
+            pipeline.smembers(keys.dirty)
+        answers: list[Any] = await pipeline.execute() if shards else []
+        for shard, last, dirty in zip(shards, answers[::2], answers[1::2], strict=True):
+            # A cursor ahead of a stream that was made anew would wait for ever.
+            end = last[0][0].decode() if last else "0-0"
+            if shard.number not in self._cursors or _stream_id(end) < _stream_id(self._cursors[shard.number]):
+                self._cursors[shard.number] = end
+            for feed in dirty:
+                shard.wake(feed.decode())
+
+    async def _fold_shard(self, shard: Shard) -> None:
+        while True:
+            await shard.bell.wait()
+            feeds = shard.take()
+            try:
+                for feed in await self._fold(shard, feeds):
+                    shard.wake(feed)
+            except (Unavailable, *UNREACHABLE) as error:
+                log.warning("commit_not_done", shard=shard.number, error=repr(error))
+                for feed in feeds:
+                    shard.wake(feed)
+                await asyncio.sleep(BACKOFF_SECONDS)
+            except NewerLog as error:
+                await self._refuse(shard, error)
+                return
+
+    async def _fold(self, shard: Shard, feeds: list[str]) -> list[str]:
+        """One commit for each feed; gives the feeds that may have more."""
+        fence = self._leases.held.get(shard.number)
+        if fence is None:
+            return []
+        pending = [item for item in await self._commits.pending(feeds) if item.entries]
+        documents = await self._commits.documents(pending)
+        items = []
+        for item, known in zip(pending, documents, strict=True):
+            generation = item.generation or await self._commits.new_generation(item.feed_id)
+            items.append((item, prepare(item, known), generation))
+        if not items:
+            return []
+        # Cancelled in the middle, the commit takes effect or not, as a whole; the next owner reads which.
+        answers = await self._commits.commit(items, fence=fence)
+        for (item, done, _), answer in zip(items, answers, strict=True):
+            if answer == "committed":
+                self._committed(item.feed_id, done)
+            else:
+                log.info("commit_refused", feed=item.feed_id, why=answer, fence=fence)
+        if "fenced" in answers:
+            self._leases.held.pop(shard.number, None)
+            return []
+        return [
+            item.feed_id for (item, _, _), answer in zip(items, answers, strict=True) if item.more or answer == "moved"
+        ]
+
+    def _committed(self, feed: str, done: Any) -> None:
+        self._metrics.folded.inc(done.folded)
+        for position, record in done.quarantine.items():
+            self._metrics.quarantined.inc()
+            log.error("event_quarantined", feed=feed, position=str(position), record=record.decode())
+
+    async def _refuse(self, shard: Shard, error: NewerLog) -> None:
+        """Leave the shard to a projector of the release that wrote what this one does not know."""
+        log.error("log_is_newer", shard=shard.number, detail=error.detail, left_seconds=REFUSED_SECONDS)
+        self._refused[shard.number] = asyncio.get_running_loop().time() + REFUSED_SECONDS
+        await self._leases.release([shard.number])
+
+
+def _stream_id(text: str) -> tuple[int, int]:
+    milliseconds, _, n = text.partition("-")
+    return int(milliseconds), int(n)

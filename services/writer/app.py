@@ -1,0 +1,219 @@
+"""The writer's HTTP: the contract's Writing table, route by route.
+
+Owns headers, bodies and answers. What a request means is `commands`', whether it may happen `decide`'s, the rest `desk`'s.
+"""
+
+import re
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+import uuid_utils
+from aiohttp import hdrs, web
+
+from services.writer.commands import (
+    Command,
+    MarkKeyEvent,
+    Parser,
+    PinEntry,
+    UnmarkKeyEvent,
+    UnpinEntry,
+    is_entry_id,
+    is_feed_id,
+    request_fingerprint,
+)
+from services.writer.desk import Desk, Outcome, Request
+from shared.config import Durability
+from shared.documents import SCHEMA, Document, Feed, render
+from shared.errors import (
+    DurabilityUnavailable,
+    EntryNotFound,
+    FeedNotFound,
+    FieldError,
+    Invalid,
+    Malformed,
+)
+from shared.http import BATCH_BODY_BYTES_MAX, REQUEST_ID, Tokens, etags, json_response, read_json
+
+IDEMPOTENCY_KEY_CHARACTERS_MAX = 255
+
+_DURABILITIES = ("memory", "fsync", "replicated")
+_REVISION = re.compile(r"([1-9][0-9]{0,9})(\.[1-9][0-9]*-[1-9][0-9]*)?")
+
+Handler = Callable[[web.Request], Awaitable[web.Response]]
+
+
+def routes(desk: Desk, *, tokens: Tokens, durability: Durability) -> list[web.RouteDef]:
+    """The writing calls; `durability` is what the server was found to keep."""
+    edge = _Edge(desk, tokens, durability)
+    feed = "/v1/feeds/{feed}"
+    entry = feed + "/entries/{entry}"
+    return [
+        web.put(feed, edge.open_feed),
+        web.patch(feed, edge.revise_feed),
+        web.post(feed + "/entries", edge.publish),
+        web.patch(entry, edge.correct),
+        web.delete(entry, edge.retract),
+        web.put(entry + "/pin", edge.flag(PinEntry)),
+        web.delete(entry + "/pin", edge.flag(UnpinEntry)),
+        web.put(entry + "/key-event", edge.flag(MarkKeyEvent)),
+        web.delete(entry + "/key-event", edge.flag(UnmarkKeyEvent)),
+        web.post(feed + "/batch", edge.batch),
+    ]
+
+
+class _Edge:
+    def __init__(self, desk: Desk, tokens: Tokens, durability: Durability) -> None:
+        self._desk = desk
+        self._tokens = tokens
+        self._durability = durability
+        self._parser = Parser(
+            now_milliseconds=lambda: time.time_ns() // 1_000_000, new_entry_id=lambda: str(uuid_utils.uuid7())
+        )
+
+    async def open_feed(self, request: web.Request) -> web.Response:
+        by = self._tokens.require(request)
+        feed = request.match_info["feed"]
+        if not is_feed_id(feed):
+            raise Invalid([FieldError("/feed", "must be 1 to 64 of a-z 0-9 -, and begin with a letter or digit")])
+        only_open = request.headers.get(hdrs.IF_NONE_MATCH)
+        if only_open is not None and only_open.strip() != "*":
+            raise Malformed("If-None-Match may only be * here")
+        body = await read_json(request)
+        command = self._parser.open_feed(body, only_open=only_open is not None)
+        return await self._carry_out(request, [command], by=by, body=body)
+
+    async def revise_feed(self, request: web.Request) -> web.Response:
+        by = self._tokens.require(request)
+        body = await read_json(request)
+        return await self._carry_out(request, [self._parser.revise_feed(body)], by=by, body=body)
+
+    async def publish(self, request: web.Request) -> web.Response:
+        by = self._tokens.require(request)
+        body = await read_json(request)
+        return await self._carry_out(request, [self._parser.publish(body)], by=by, body=body)
+
+    async def correct(self, request: web.Request) -> web.Response:
+        by = self._tokens.require(request)
+        body = await read_json(request)
+        command = self._parser.correct(body, entry=_entry(request), revisions=_revisions(request))
+        return await self._carry_out(request, [command], by=by, body=body)
+
+    async def retract(self, request: web.Request) -> web.Response:
+        by = self._tokens.require(request)
+        body = await read_json(request, required=False)
+        command = self._parser.retract(body, entry=_entry(request), revisions=_revisions(request))
+        return await self._carry_out(request, [command], by=by, body=body)
+
+    def flag(self, command: type[PinEntry | UnpinEntry | MarkKeyEvent | UnmarkKeyEvent]) -> Handler:
+        async def handle(request: web.Request) -> web.Response:
+            by = self._tokens.require(request)
+            body = await read_json(request, required=False)
+            if body.strip() not in (b"", b"{}"):
+                raise Invalid([FieldError("", "no body is expected here")])
+            commands = [command(_entry(request), _revisions(request))]
+            return await self._carry_out(request, commands, by=by, body=b"")
+
+        return handle
+
+    async def batch(self, request: web.Request) -> web.Response:
+        by = self._tokens.require(request)
+        body = await read_json(request, bytes_max=BATCH_BODY_BYTES_MAX)
+        return await self._carry_out(request, self._parser.batch(body), by=by, body=body, batch=True)
+
+    async def _carry_out(
+        self, request: web.Request, commands: Sequence[Command], *, by: str, body: bytes, batch: bool = False
+    ) -> web.Response:
+        feed = request.match_info["feed"]
+        if not is_feed_id(feed):
+            raise FeedNotFound(feed)
+        self._check_durability(request)
+        outcome = await self._desk.carry_out(
+            Request(
+                feed=feed,
+                commands=commands,
+                batch=batch,
+                by=by,
+                causation=request[REQUEST_ID],
+                key=_idempotency_key(request),
+                fingerprint=request_fingerprint(request.method, request.path, body),
+            )
+        )
+        headers = {
+            "Dateline-Position": str(outcome.position),
+            "Dateline-Durability": self._durability,
+            hdrs.CACHE_CONTROL: "no-store",
+        }
+        if outcome.replayed:
+            headers["Idempotent-Replay"] = "true"
+        if batch:
+            return json_response(_batch_body(outcome), headers=headers)
+        document = outcome.documents[0]
+        headers[hdrs.ETAG] = etag_of(document)
+        if outcome.created:
+            headers[hdrs.LOCATION] = _location(document)
+        return json_response(render(document), status=201 if outcome.created else 200, headers=headers)
+
+    def _check_durability(self, request: web.Request) -> None:
+        """Nothing is appended when the durability that was asked for is known to be out of reach."""
+        asked = request.headers.get("Dateline-Durability", "").strip().lower() or "memory"
+        if asked not in _DURABILITIES:
+            raise Malformed(f"Dateline-Durability is one of {', '.join(_DURABILITIES)}")
+        if _DURABILITIES.index(asked) > _DURABILITIES.index(self._durability):
+            raise DurabilityUnavailable(
+                f"this installation keeps {self._durability}, not {asked}; nothing was appended",
+                asked=asked,
+                kept=self._durability,
+            )
+
+
+def etag_of(document: Document | Feed) -> str:
+    """An entry's names its revision and position; a feed's, like a page's, the position and the schema."""
+    if isinstance(document, Feed):
+        return f'W/"{document.position}.{SCHEMA}"'
+    return f'"{document.revision}.{document.position}"'
+
+
+def _location(document: Document | Feed) -> str:
+    if isinstance(document, Feed):
+        return f"/v1/feeds/{document.id}"
+    return f"/v1/feeds/{document.feed}/entries/{document.id}"
+
+
+def _batch_body(outcome: Outcome) -> bytes:
+    position = str(outcome.position)
+    results: list[Any] = [msgspec.Raw(render(document)) for document in outcome.documents]
+    return msgspec.json.encode({"position": position, "results": results})
+
+
+def _entry(request: web.Request) -> str:
+    entry = request.match_info["entry"]
+    if not is_entry_id(entry):
+        raise EntryNotFound(request.match_info["feed"], entry)
+    return entry
+
+
+def _revisions(request: web.Request) -> frozenset[int] | None:
+    """The revisions that If-Match allows, None without the header; only the revision in a tag counts."""
+    header = request.headers.get(hdrs.IF_MATCH)
+    if header is None:
+        return None
+    if header.strip() == "*":
+        raise Invalid([FieldError("/If-Match", "names no revision; send the ETag or the revision in quotes")])
+    found = [_REVISION.fullmatch(tag) for tag in etags(header)]
+    if None in found:
+        raise Malformed('If-Match is an entry\'s ETag as received, or its revision in quotes, such as "3"')
+    return frozenset(int(match[1]) for match in found if match)
+
+
+def _idempotency_key(request: web.Request) -> str | None:
+    header = request.headers.get("Idempotency-Key")
+    if header is None:
+        return None
+    key = header.strip()
+    if len(key) >= 2 and key[0] == key[-1] == '"':
+        key = key[1:-1]
+    if not 1 <= len(key) <= IDEMPOTENCY_KEY_CHARACTERS_MAX or not key.isprintable():
+        raise Malformed(f"Idempotency-Key has 1 to {IDEMPOTENCY_KEY_CHARACTERS_MAX} printable characters")
+    return key

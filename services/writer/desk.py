@@ -1,0 +1,321 @@
+"""The desk: one request from commands to an answer: look, decide, append, and again when another desk was first.
+
+Owns that loop and idempotency. The rules are `decide`'s, the guards and the log's form `shared.log`'s, HTTP is `app`'s.
+"""
+
+import asyncio
+import base64
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import msgspec
+import structlog
+import uuid_utils
+
+from services.writer.commands import Command, OpenFeed, PinEntry, PublishEntry, ReviseFeed
+from services.writer.decide import Plan, State, evolve, plan
+from shared.documents import Document, Entry, Feed
+from shared.errors import CannotFold, EventQuarantined, FeedNotFound, IdempotencyKeyReused, OutcomeUnknown, Unavailable
+from shared.events import (
+    Encoded,
+    EntryPinned,
+    EntryPublished,
+    EntryRetracted,
+    EntryUnpinned,
+    Event,
+    FeedOpened,
+    FeedRevised,
+    FeedStatusChanged,
+    decode,
+    encode,
+)
+from shared.fold import touched
+from shared.instants import instant_of
+from shared.log import (
+    BYTES_PER_APPEND_MAX,
+    EVENTS_PER_APPEND_MAX,
+    Append,
+    Appended,
+    Conflict,
+    Guards,
+    Known,
+    Log,
+    Looked,
+    NewRecord,
+    RecordStatus,
+    Stale,
+)
+from shared.metrics import Metrics
+from shared.position import Position
+from shared.redis import UNREACHABLE, redis_errors
+
+log = structlog.get_logger()
+
+# Desks that correct one entry at the same moment decide again; more rounds than this mean that something else is wrong.
+ATTEMPTS_MAX = 50
+BACKOFF_SECONDS_MAX = 0.02
+
+
+class Request(NamedTuple):
+    """A request's commands and where they come from; `key` is the client's Idempotency-Key."""
+
+    feed: str
+    commands: Sequence[Command]
+    batch: bool
+    by: str
+    causation: str
+    key: str | None
+    fingerprint: str
+
+
+class Outcome(NamedTuple):
+    """What a write answers: one document a command, and the position from which on reads show them all."""
+
+    position: Position
+    documents: list[Document | Feed]
+    created: bool
+    replayed: bool
+
+
+class Desk:
+    """Carries out requests against the logs of one installation."""
+
+    def __init__(self, log: Log, metrics: Metrics) -> None:
+        self._log = log
+        self._metrics = metrics
+
+    async def carry_out(self, request: Request) -> Outcome:
+        """All commands of a request or none, once, however often it is sent under one key."""
+        command = _command_id(request)
+        for _ in range(ATTEMPTS_MAX):
+            async with redis_errors("nothing was appended"):
+                looked = await self._look(request, request.commands, command if request.key else None)
+                if looked.known is not None:
+                    return await self._replay(request, looked.known)
+                state = await self._state(request.feed, looked, request.commands)
+            head = looked.head.position if looked.head else Position(1, 0)
+            decided = plan(
+                _copy(state),
+                request.commands,
+                head=head,
+                recorded_at=looked.head.recorded_at if looked.head else 0,
+                batch=request.batch,
+            )
+            if not decided.events and (request.key is None or looked.head is None):
+                return _outcome(state, request, decided, position=head, recorded_at=None)
+            append = _append(state, looked, request, decided, command)
+            match await self._append(request.feed, append):
+                case Appended(last, recorded_at):
+                    self._metrics.appended.inc(len(append.events))
+                    return _outcome(state, request, decided, position=last, recorded_at=recorded_at)
+                case Known() as known:
+                    async with redis_errors("the request stands in the log"):
+                        return await self._replay(request, known)
+                case Conflict():
+                    raise IdempotencyKeyReused("the idempotency key came with another request before")
+                case Stale(what):
+                    log.debug("decided_again", feed=request.feed, stale=what)
+                    await asyncio.sleep(random.uniform(0, BACKOFF_SECONDS_MAX))
+        raise Unavailable("too many desks change the same things at the same moment; nothing was appended")
+
+    async def _append(self, feed: str, append: Append) -> Appended | Known | Stale | Conflict:
+        try:
+            return await self._log.append(feed, append)
+        except UNREACHABLE as error:
+            log.warning("append_outcome_unknown", feed=feed, command=append.command, error=repr(error))
+            raise OutcomeUnknown(
+                "the log's server did not answer; send the same request again under the same key or entry id"
+            ) from error
+
+    async def _look(self, request: Request, commands: Sequence[Command], command: str | None) -> Looked:
+        entries = list(dict.fromkeys(entry for c in commands if (entry := getattr(c, "entry", None)) is not None))
+        pins = any(isinstance(c, PinEntry) for c in commands)
+        return await self._log.look(request.feed, entries=entries, pins=pins, command=command)
+
+    async def _state(self, feed: str, looked: Looked, commands: Sequence[Command]) -> State:
+        """The state of the look: the read models, brought up by what the log holds after their checkpoint.
+
+        The read models lag behind the log, decisions must not.
+        """
+        head, checkpoint = looked.head, looked.checkpoint
+        state = State(
+            feed_id=feed,
+            status=None if head is None else head.status,
+            feed=looked.feed,
+            entries={entry: document for entry, document in looked.documents.items() if document is not None},
+            fingerprints={entry: record.fingerprint for entry, record in looked.records.items() if record is not None},
+            pinned=set(looked.pinned),
+        )
+        if head is None:
+            return state
+        of_feed = any(isinstance(c, OpenFeed | ReviseFeed) for c in commands)
+        pins = any(isinstance(c, PinEntry) for c in commands)
+        lagging = any(record is not None and record.position.n > checkpoint.n for record in looked.records.values())
+        if lagging or (of_feed and head.version > checkpoint.n) or (pins and head.pins > checkpoint.n):
+            async for entry in self._log.read(feed, after=checkpoint, to=head.position):
+                _catch_up(state, looked, entry.id, entry.fields)
+        _refuse_what_is_quarantined(state, looked, of_feed=of_feed)
+        if state.feed is not None:
+            state.feed = msgspec.structs.replace(
+                state.feed,
+                position=str(head.position),
+                entry_count=head.live,
+                updated_at=instant_of(head.recorded_at),
+            )
+        return state
+
+    async def _replay(self, request: Request, known: Known) -> Outcome:
+        """The answer to a request that was carried out before: its documents as they stand now."""
+        if known.fingerprint != request.fingerprint:
+            raise IdempotencyKeyReused("the idempotency key came with another request before")
+        commands = await self._as_published(request, known)
+        looked = await self._look(request, commands, None)
+        if looked.head is None:
+            raise FeedNotFound(request.feed)
+        state = await self._state(request.feed, looked, commands)
+        documents = [_document_of(state, command) for command in commands]
+        position = max([known.last, *(Position.parse(document.position) for document in documents)])
+        return Outcome(position, documents, created=False, replayed=True)
+
+    async def _as_published(self, request: Request, known: Known) -> list[Command]:
+        """The commands with the entry ids that they got when they were carried out."""
+        unnamed = [c for c in request.commands if isinstance(c, PublishEntry) and not c.chosen]
+        if not unnamed:
+            return list(request.commands)
+        chosen = {c.entry for c in request.commands if isinstance(c, PublishEntry) and c.chosen}
+        first = Position(known.last.epoch, known.last.n - known.events)
+        ids = []
+        async for entry in self._log.read(request.feed, after=first, to=known.last):
+            event = decode(entry.id, entry.fields).event
+            if isinstance(event, EntryPublished) and event.entry not in chosen:
+                ids.append(event.entry)
+        named = dict(zip((c.entry for c in unnamed), ids, strict=True))
+        return [
+            msgspec.structs.replace(c, entry=named[c.entry]) if isinstance(c, PublishEntry) and not c.chosen else c
+            for c in request.commands
+        ]
+
+
+def _command_id(request: Request) -> str:
+    """Of the token's name and its key, so that keys of two tokens never meet; random without a key."""
+    if request.key is None:
+        return str(uuid_utils.uuid7())
+    digest = hashlib.sha256(f"{request.by}\0{request.key}".encode()).digest()
+    return "k" + base64.urlsafe_b64encode(digest[:18]).decode()
+
+
+def _catch_up(state: State, looked: Looked, entry_id: bytes, fields: Mapping[bytes, bytes]) -> None:
+    """Fold one lagging event into the state if it is about what the decision needs."""
+    try:
+        recorded = decode(entry_id, fields)
+        event = recorded.event
+        entry = touched(event)
+        if isinstance(event, FeedOpened | FeedRevised | FeedStatusChanged) or entry in looked.records:
+            evolve(state, event, position=recorded.position, recorded_at=recorded.recorded_at)
+        elif isinstance(event, EntryPinned):
+            state.pinned.add(event.entry)
+        elif isinstance(event, EntryUnpinned | EntryRetracted):
+            state.pinned.discard(event.entry)
+    except CannotFold as error:
+        # The projector will set it aside; whoever depends on it is refused below.
+        log.warning("lagging_event_cannot_be_folded", feed=state.feed_id, detail=error.detail)
+
+
+def _refuse_what_is_quarantined(state: State, looked: Looked, *, of_feed: bool) -> None:
+    for entry, record in looked.records.items():
+        document = state.entries.get(entry)
+        if record is not None and (document is None or document.position != str(record.position)):
+            raise EventQuarantined(
+                f"the event of {entry!r} at {record.position} could not be folded and is in quarantine",
+                entry=entry,
+                position=str(record.position),
+            )
+    if of_feed and state.feed is None:
+        raise EventQuarantined(f"the event that opened {state.feed_id!r} is in quarantine", feed=state.feed_id)
+
+
+def _append(state: State, looked: Looked, request: Request, decided: Plan, command: str) -> Append:
+    """What to hand to the append script: the events, what must not have changed since, and the records after them."""
+    events = decided.events
+    encoded = [encode(e, command=command, by=request.by, causation=request.causation) for e in events]
+    _bound(encoded)
+    after = _copy(state)
+    fingerprints = {c.entry: c.fingerprint for c in request.commands if isinstance(c, PublishEntry)}
+    fingerprints |= state.fingerprints
+    records: dict[str, NewRecord] = {}
+    for number, event in enumerate(events, start=1):
+        evolve(after, event, position=Position(1, number), recorded_at=0)
+        entry = touched(event)
+        if entry is not None:
+            document = after.entries[entry]
+            status: RecordStatus = "published" if isinstance(document, Entry) else "retracted"
+            records[entry] = NewRecord(status, document.revision, number, fingerprints[entry])
+    of_feed = any(isinstance(e, FeedOpened | FeedRevised | FeedStatusChanged) for e in events)
+    publishes = any(isinstance(e, EntryPublished) for e in events)
+    pins = any(isinstance(e, EntryPinned) for e in events)
+    live = sum(isinstance(e, EntryPublished) - isinstance(e, EntryRetracted) for e in events)
+    return Append(
+        command=command,
+        fingerprint=request.fingerprint,
+        events=encoded,
+        guards=Guards(
+            opens=looked.head is None,
+            # A closed feed takes no new entries, and two desks must not revise the feed from the same state.
+            version=looked.head.version if looked.head and (publishes or of_feed) else None,
+            pins=looked.head.pins if looked.head and pins else None,
+            entries={entry: record.position if record else None for entry, record in looked.records.items()},
+        ),
+        live_change=live,
+        new_status=after.status if of_feed else None,
+        sets_version=of_feed,
+        # A retraction may take a pin with it.
+        sets_pins=any(isinstance(e, EntryPinned | EntryUnpinned | EntryRetracted) for e in events),
+        records=records,
+    )
+
+
+def _bound(encoded: Sequence[Encoded]) -> None:
+    size = sum(len(event.envelope) + len(event.content) for event in encoded)
+    if len(encoded) > EVENTS_PER_APPEND_MAX or size > BYTES_PER_APPEND_MAX:
+        raise AssertionError(f"{len(encoded)} events of {size} bytes passed the request's limits")
+
+
+def _outcome(state: State, request: Request, decided: Plan, *, position: Position, recorded_at: int | None) -> Outcome:
+    """Fold the events with the positions that they got; each command answers with its document after it."""
+    documents: list[Document | Feed] = []
+    events = iter(enumerate(decided.events, start=position.n - len(decided.events) + 1))
+    done = 0
+    for command, end in zip(request.commands, decided.ends, strict=True):
+        for n, event in _take(events, end - done):
+            evolve(state, event, position=Position(position.epoch, n), recorded_at=cast("int", recorded_at))
+        done = end
+        documents.append(_document_of(state, command))
+    if not decided.events and not request.batch:
+        position = Position.parse(documents[0].position)
+    created = bool(decided.events) and isinstance(decided.events[0], EntryPublished | FeedOpened)
+    return Outcome(position, documents, created=created, replayed=False)
+
+
+def _take(events: Any, count: int) -> list[tuple[int, Event]]:
+    return [next(events) for _ in range(count)]
+
+
+def _document_of(state: State, command: Command) -> Document | Feed:
+    if isinstance(command, OpenFeed | ReviseFeed):
+        if state.feed is None:
+            raise FeedNotFound(state.feed_id)
+        return state.feed
+    return state.entries[command.entry]
+
+
+def _copy(state: State) -> State:
+    return State(
+        feed_id=state.feed_id,
+        status=state.status,
+        feed=state.feed,
+        entries=dict(state.entries),
+        fingerprints=dict(state.fingerprints),
+        pinned=set(state.pinned),
+    )

@@ -1,0 +1,78 @@
+"""The writer as a program: its parts, put together once."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from services.writer.app import routes
+from services.writer.desk import Desk
+from shared.config import Config
+from shared.errors import Misconfigured, Unavailable
+from shared.http import Check, Tokens, application
+from shared.keys import Keys
+from shared.lifecycle import listen, run_until, serving
+from shared.log import Log
+from shared.metrics import Metrics
+from shared.redis import UNREACHABLE, check_installation, check_server, connect, needed_url
+
+log = structlog.get_logger()
+
+
+class Writer:
+    """One writer: routes and readiness checks for an application, and how it drains."""
+
+    def __init__(self, config: Config, metrics: Metrics) -> None:
+        if not config.ops_token:
+            raise Misconfigured("the writer needs DATELINE_OPS_TOKEN: without it nobody could publish")
+        self._keys = Keys(config.key_prefix)
+        self._durability = config.durability
+        self._redis = connect(needed_url(config))
+        desk = Desk(Log(self._redis, self._keys), metrics)
+        self.routes: list[web.RouteDef] = routes(desk, tokens=Tokens(config.ops_token), durability=config.durability)
+        self.checks: Mapping[str, Check] = {"writer": self._check}
+
+    async def prepare(self) -> None:
+        """Refuse a server that cannot keep what this writer promises; waits for one that is not there yet."""
+        await check_server(self._redis, durability=self._durability)
+        await check_installation(self._redis, self._keys)
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    async def _check(self) -> dict[str, Any]:
+        try:
+            await check_server(self._redis, durability=self._durability)
+        except UNREACHABLE as error:
+            raise Unavailable(f"the log's server does not answer: {error}") from error
+        except Misconfigured as error:
+            raise Unavailable(error.detail) from error
+        return {"durability": self._durability}
+
+
+async def run(config: Config, stop: asyncio.Event) -> None:
+    """Serve until `stop`; requests under way are finished within the drain time."""
+    metrics = Metrics()
+    writer = Writer(config, metrics)
+    try:
+        await serving(writer.prepare, stop)
+        app = application(writer.routes, metrics=metrics, checks=writer.checks)
+
+        async def listening(url: str) -> None:
+            log.info("writer_listening", url=url, durability=config.durability)
+
+        await run_until(
+            stop,
+            listen(
+                app,
+                host=config.listen_host,
+                port=config.listen_port,
+                drain=None,
+                drain_seconds=config.drain_seconds,
+                on_listening=listening,
+            ),
+        )
+    finally:
+        await writer.close()
