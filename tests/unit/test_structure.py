@@ -1,0 +1,63 @@
+"""The house's import rule: arrows only downwards, services never import each other, the vocabulary stays pure."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+VOCABULARY = {"documents", "errors", "events", "fold", "instants", "position", "read_models"}
+EDGES = {"config", "http", "keys", "lifecycle", "log", "logs", "metrics", "redis"}
+FLOORS = ("writer", "projector", "gateway")
+
+
+def modules(folder: str) -> Iterator[tuple[str, str]]:
+    """Pairs of a module and one module that it imports, wherever in the file the import stands."""
+    for file in sorted((ROOT / folder).rglob("*.py")):
+        name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                yield from ((name, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                assert node.level == 0, f"{name} imports relatively"
+                yield name, node.module
+                yield from ((name, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+@pytest.mark.parametrize("service", FLOORS)
+def test_a_service_imports_no_other_service_and_not_the_command_line(service: str) -> None:
+    others = tuple(f"services.{other}" for other in (*FLOORS, "cli") if other != service)
+    wrong = [(name, used) for name, used in modules(f"services/{service}") if used.startswith(others)]
+    assert wrong == []
+
+
+def test_shared_imports_no_service() -> None:
+    assert [pair for pair in modules("shared") if pair[1].startswith("services")] == []
+
+
+def test_the_vocabulary_imports_no_edge_and_no_io() -> None:
+    outside = ("redis", "aiohttp", "asyncio", "structlog", "os", "socket", "time")
+    forbidden = (*(f"shared.{edge}" for edge in EDGES), *outside)
+    wrong = [
+        (name, used)
+        for name, used in modules("shared")
+        if name.split(".")[1] in VOCABULARY
+        and (used in forbidden or used.startswith(tuple(f + "." for f in forbidden)))
+    ]
+    assert wrong == []
+
+
+def test_every_shared_module_is_vocabulary_or_edge() -> None:
+    found = {file.stem for file in (ROOT / "shared").glob("*.py")} - {"__init__"}
+    assert found == VOCABULARY | EDGES
+
+
+def test_every_script_stands_beside_a_module_that_calls_it() -> None:
+    for script in [*(ROOT / "services").rglob("*.lua"), *(ROOT / "shared").rglob("*.lua")]:
+        callers = [
+            file for file in script.parent.glob("*.py") if f'"{script.name}"' in file.read_text(encoding="utf-8")
+        ]
+        assert len(callers) == 1, script
+        text = script.read_text(encoding="utf-8")
+        assert "-- KEYS" in text and "ARGV" in text, script
