@@ -142,12 +142,11 @@ async def run(*, rounds: int, readers: tuple[int, ...]) -> None:
                 async with session.post(f"{bare}/", json=ENTRY) as answer:
                     return str((await answer.json())["id"])
 
-            opened = await session.put(f"{url}/v1/feeds/bench?", json={"title": "Bench"})
+            opened = await session.put(f"{url}/v1/feeds/bench", json={"title": "Bench"})
             assert opened.status == 201, await opened.text()
             await session.get(f"{url}/v1/feeds/bench?min_position=1-1")
-            print(
-                f"publish to delivery, ms, {ENTRIES} entries a round, {rounds} rounds in turn: median of rounds (least to most)"
-            )
+            print(f"publish to delivery, ms, {ENTRIES} entries a round, {rounds} rounds in turn with the floor")
+            print("medians of the rounds (least to most)")
             for count in readers:
                 ours: list[list[float]] = []
                 theirs: list[list[float]] = []
