@@ -3,6 +3,7 @@
 Owns clients, scripts and the installation's record. What the scripts do stands beside the modules that call them.
 """
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -65,7 +66,27 @@ def connect(
         protocol=2,
         retry=Retry(ExponentialWithJitterBackoff(base=0.02, cap=0.2), 1),
     )
+    pool.connection_class = type("Connection", (_Sending, pool.connection_class), {})
     return Redis.from_pool(pool)
+
+
+class _Sending:
+    """Sends without `asyncio.wait_for`, which on Python 3.11 loses a cancellation that comes with the end of the send.
+
+    A task whose cancellation is lost never ends (python/cpython#86296). `asyncio.timeout` loses none, and makes no task.
+    """
+
+    socket_timeout: float | None
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        seconds, self.socket_timeout = self.socket_timeout, None
+        try:
+            async with asyncio.timeout(seconds):
+                await super().send_packed_command(command, check_health)  # type: ignore[misc]  # redis-py's connection
+        except TimeoutError as error:
+            raise RedisTimeoutError("the command was not sent in time") from error
+        finally:
+            self.socket_timeout = seconds
 
 
 def connect_for_blocking(url: str, *, block_seconds: float) -> Redis:
