@@ -15,11 +15,10 @@ from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import (
-    AuthenticationError,
-    AuthorizationError,
     BusyLoadingError,
     NoPermissionError,
     NoScriptError,
+    OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
@@ -39,8 +38,8 @@ CONNECTIONS_MAX = 64
 # The format of keys and events. A release that writes another one raises it, and older releases then refuse to start.
 LOG_FORMAT = 1
 
-# What passes by itself once the server is back: the network, a restart, a replica that is being promoted.
-UNREACHABLE = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, ReadOnlyError, OSError)
+# What passes once the server is back or has room again: the network, a restart, a promotion, a full memory.
+UNREACHABLE = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, ReadOnlyError, OutOfMemoryError, OSError)
 
 Arg = bytes | str | int | float
 
@@ -205,8 +204,6 @@ def _text(value: Any) -> str:
 
 __all__ = [
     "UNREACHABLE",
-    "AuthenticationError",
-    "AuthorizationError",
     "Pipeline",
     "Redis",
     "RedisError",

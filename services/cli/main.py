@@ -2,7 +2,9 @@
 
 import click
 
-from services.cli import services
+from services.cli import newsroom, services
+from services.cli.demo.command import demo
+from services.cli.tail import tail
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -11,7 +13,7 @@ def main() -> None:
     """Dateline: an event-sourced backend for live news coverage."""
 
 
-for _command in services.commands:
+for _command in (*services.commands, demo, *newsroom.commands, tail):
     main.add_command(_command)
 
 

@@ -18,7 +18,7 @@ _FORMAT = 1
 _KEY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]{12}Z[0-9]{20}[A-Za-z0-9_-]{1,64}")
 
 
-class Filters(Struct, frozen=True):
+class Filters(Struct, frozen=True, forbid_unknown_fields=True):
     """What a page is about. `since` is inclusive, `until` exclusive, both in Dateline's text of an instant."""
 
     order: Order = "newest"
@@ -46,7 +46,7 @@ def read_cursor(text: str, feed: str, filters: Filters) -> str:
     try:
         raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         cursor = msgspec.json.decode(raw, type=_Cursor)
-    except (binascii.Error, ValueError, msgspec.MsgspecError) as error:
+    except (binascii.Error, ValueError, msgspec.MsgspecError, RecursionError) as error:
         raise ValueError("is no cursor") from error
     if cursor.format != _FORMAT or not _KEY.fullmatch(cursor.key):
         raise ValueError("is no cursor")

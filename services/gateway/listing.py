@@ -6,10 +6,10 @@ Owns its cursor and filters. A feed that becomes active while somebody walks the
 import base64
 import heapq
 from collections.abc import AsyncIterator
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from shared.documents import Feed, parse_feed
 from shared.keys import SHARDS, Keys
@@ -21,7 +21,7 @@ LOOKED_AT_MAX = 1_000
 _feeds = Script(__file__, "feeds.lua", read_only=True)
 
 
-class FeedFilters(Struct, frozen=True):
+class FeedFilters(Struct, frozen=True, forbid_unknown_fields=True):
     topic: str | None = None
     status: str | None = None
     language: str | None = None
@@ -43,8 +43,8 @@ class Place(NamedTuple):
 
 class _Cursor(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     filters: FeedFilters
-    activity: int
-    feed: str
+    activity: Annotated[int, Meta(ge=0, lt=10**15)]
+    feed: Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9-]{0,63}\Z")]
 
 
 class Listed(NamedTuple):
@@ -112,7 +112,7 @@ def read_listing_cursor(text: str, filters: FeedFilters) -> Place:
     try:
         raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         cursor = msgspec.json.decode(raw, type=_Cursor)
-    except (ValueError, msgspec.MsgspecError) as error:
+    except (ValueError, msgspec.MsgspecError, RecursionError) as error:
         raise ValueError("is no cursor") from error
     if cursor.filters != filters:
         raise ValueError("belongs to a list with another filter")
