@@ -128,15 +128,9 @@ class Unavailable(DatelineError):
 
 
 class OutcomeUnknown(Unavailable):
-    """The append may or may not stand in the log; the same request under the same key or entry id is safe."""
+    """What was asked for is not known to be reached; the same request under the same key or entry id is safe."""
 
     code = "outcome-unknown"
-
-
-class DurabilityUnavailable(Unavailable):
-    """The durability that was asked for cannot be reached; nothing was appended."""
-
-    code = "durability-unavailable"
 
 
 class NotYet(Unavailable):

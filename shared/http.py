@@ -63,7 +63,6 @@ STATUS: Mapping[str, tuple[int, str]] = {
     "internal": (500, "Something is wrong with Dateline"),
     "unavailable": (503, "Temporarily unavailable"),
     "outcome-unknown": (503, "The outcome is unknown"),
-    "durability-unavailable": (503, "The durability cannot be reached"),
     "position-not-yet-readable": (503, "The position is not readable yet"),
 }
 

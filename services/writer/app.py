@@ -27,12 +27,12 @@ from services.writer.desk import Desk, Outcome, Request
 from shared.config import Durability
 from shared.documents import SCHEMA, Document, Feed, render
 from shared.errors import (
-    DurabilityUnavailable,
     EntryNotFound,
     FeedNotFound,
     FieldError,
     Invalid,
     Malformed,
+    OutcomeUnknown,
 )
 from shared.http import BATCH_BODY_BYTES_MAX, REQUEST_ID, Tokens, etags, json_response, read_json
 
@@ -161,7 +161,7 @@ class _Edge:
         if asked not in _DURABILITIES:
             raise Malformed(f"Dateline-Durability is one of {', '.join(_DURABILITIES)}")
         if _DURABILITIES.index(asked) > _DURABILITIES.index(self._durability):
-            raise DurabilityUnavailable(
+            raise OutcomeUnknown(
                 f"this installation keeps {self._durability}, not {asked}; nothing was appended",
                 asked=asked,
                 kept=self._durability,
@@ -212,8 +212,8 @@ def _idempotency_key(request: web.Request) -> str | None:
     if header is None:
         return None
     key = header.strip()
-    if len(key) >= 2 and key[0] == key[-1] == '"':
+    if key.startswith('"') and key.endswith('"'):
         key = key[1:-1]
-    if not 1 <= len(key) <= IDEMPOTENCY_KEY_CHARACTERS_MAX or not key.isprintable():
-        raise Malformed(f"Idempotency-Key has 1 to {IDEMPOTENCY_KEY_CHARACTERS_MAX} printable characters")
+    if '"' in key or not 1 <= len(key) <= IDEMPOTENCY_KEY_CHARACTERS_MAX or not key.isprintable():
+        raise Malformed(f"Idempotency-Key has 1 to {IDEMPOTENCY_KEY_CHARACTERS_MAX} printable characters but quotes")
     return key

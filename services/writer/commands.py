@@ -121,9 +121,9 @@ class _PublishBody(Struct, frozen=True, forbid_unknown_fields=True):
     id: str | None = None
     published_at: str | None = None
     headline: str | None = None
-    body: list[Block] = []
-    authors: list[Author] = []
-    tags: list[str] = []
+    body: list[Block] | None = None
+    authors: list[Author] | None = None
+    tags: list[str] | None = None
     key_event: bool = False
 
 
@@ -244,9 +244,9 @@ class Parser:
             headline=checked.optional_text(
                 request.headline, f"{path}/headline", characters_max=HEADLINE_CHARACTERS_MAX
             ),
-            body=checked.body(request.body, f"{path}/body"),
-            authors=checked.authors(request.authors, f"{path}/authors"),
-            tags=checked.labels(request.tags, f"{path}/tags", count_max=TAGS_MAX),
+            body=checked.body(request.body or [], f"{path}/body"),
+            authors=checked.authors(request.authors or [], f"{path}/authors"),
+            tags=checked.labels(request.tags or [], f"{path}/tags", count_max=TAGS_MAX),
         )
         if content.headline is None and not content.body:
             checked.wrong(f"{path}/headline", "a headline or a body block is required")

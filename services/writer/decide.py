@@ -135,7 +135,7 @@ def _name_command(error: Refused, path: str) -> None:
     if isinstance(error, Invalid):
         error.errors[:] = [FieldError(path + at, problem) for at, problem in error.errors]
     else:
-        field = "/revision" if isinstance(error, RevisionConflict) else "/id"
+        field = "/revision" if isinstance(error, RevisionConflict) else "" if isinstance(error, FeedClosed) else "/id"
         error.facts["errors"] = [FieldError(path + field, error.detail)]
 
 
