@@ -5,7 +5,9 @@ Owns signals and the listening socket. What draining means for its work each ser
 
 import asyncio
 import contextlib
+import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,7 +15,9 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from shared.errors import Misconfigured
+from shared.config import Config
+from shared.errors import DatelineError, Misconfigured
+from shared.logs import configure_logs
 from shared.redis import UNREACHABLE
 
 log = structlog.get_logger()
@@ -151,3 +155,18 @@ class _UnderWay:
                     self.none.set()
 
         return count
+
+
+def program(service: str, run: Callable[[Config, asyncio.Event], Coroutine[Any, Any, None]]) -> None:
+    """`python -m services.<service>`: configured by the environment alone, runs until a signal, exit code 1 on an error."""
+
+    async def until_signal(config: Config) -> None:
+        async with stop_on_signals() as stop:
+            await run(config, stop)
+
+    try:
+        config = Config.load(os.environ)
+        configure_logs(config, service=service)
+        asyncio.run(until_signal(config))
+    except DatelineError as error:
+        sys.exit(f"dateline {service}: {error}")

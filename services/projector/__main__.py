@@ -1,25 +1,10 @@
 """`python -m services.projector`: configured by DATELINE_* variables alone; `dateline projector` takes flags too."""
 
-import asyncio
+import functools
 import os
-import sys
 
 from services.projector.service import run
-from shared.config import Config
-from shared.errors import DatelineError
-from shared.lifecycle import stop_on_signals
-from shared.logs import configure_logs
-
-
-async def _main(config: Config) -> None:
-    async with stop_on_signals() as stop:
-        await run(config, stop, with_http="DATELINE_LISTEN_PORT" in os.environ)
-
+from shared.lifecycle import program
 
 if __name__ == "__main__":
-    try:
-        _config = Config.load(os.environ)
-        configure_logs(_config, service="projector")
-        asyncio.run(_main(_config))
-    except DatelineError as error:
-        sys.exit(f"dateline projector: {error}")
+    program("projector", functools.partial(run, with_http="DATELINE_LISTEN_PORT" in os.environ))

@@ -1,25 +1,7 @@
 """`python -m services.writer`: configured by DATELINE_* variables alone; `dateline writer` takes flags too."""
 
-import asyncio
-import os
-import sys
-
 from services.writer.service import run
-from shared.config import Config
-from shared.errors import DatelineError
-from shared.lifecycle import stop_on_signals
-from shared.logs import configure_logs
-
-
-async def _main(config: Config) -> None:
-    async with stop_on_signals() as stop:
-        await run(config, stop)
-
+from shared.lifecycle import program
 
 if __name__ == "__main__":
-    try:
-        _config = Config.load(os.environ)
-        configure_logs(_config, service="writer")
-        asyncio.run(_main(_config))
-    except DatelineError as error:
-        sys.exit(f"dateline writer: {error}")
+    program("writer", run)
