@@ -85,7 +85,7 @@ def test_the_demo_stays_up_after_its_coverage_and_others_can_take_part(tmp_path:
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_a_demo_that_is_ended_early_gives_no_verdict_and_leaves_nothing(tmp_path: Path, which: signal.Signals) -> None:
-    service = demo(tmp_path, "--once").start()
+    service = demo(tmp_path, "--once", "--speed", "4").start()
     try:
         waited_for(service, lambda output: " steps, at " in output)
         service.signal(which)

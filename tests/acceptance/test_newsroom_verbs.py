@@ -134,7 +134,7 @@ async def test_open_leaves_a_feed_that_is_open_as_it_is(desk: Desk, newsroom: Ne
     # Opened again without --private it must not become public by the way.
     refused = await desk.type("open", feed_id, "--title", "Secret", code=1)
     assert "visibility" in refused.error and "--replace" in refused.error
-    assert (await newsroom.feed(feed_id))["visibility"] == "private"
+    assert (await newsroom.get(f"/v1/feeds/{feed_id}")).status == 404
     assert (await desk.type("open", feed_id, "--title", "Known", "--replace")).startswith("Replaced: Known")
 
 
@@ -195,6 +195,34 @@ async def test_a_write_whose_answer_was_lost_is_sent_again_and_stands_once(
     assert [entry["headline"] for entry in page["entries"]] == ["Once"]
 
 
+async def test_the_client_speaks_the_calls_that_no_verb_needs(installation: Installation, feed: str) -> None:
+    async with DatelineClient(installation.base_url, installation.token) as client:
+        commands = [{"type": "publish", "id": f"e{n}", "headline": f"Number {n}"} for n in range(3)]
+        written = await client.batch(feed, [*commands, {"type": "retract", "id": "e1"}])
+        assert [document["id"] for document in written.document["results"]] == ["e0", "e1", "e2", "e1"]
+        pages = [page async for page in client.pages(feed, limit=1, min_position=written.position)]
+        assert [entry["id"] for page in pages for entry in page["entries"]] == ["e2", "e0"]
+        assert [document["id"] for document in await client.all_changes(feed)] == ["e0", "e2", "e1"]
+        assert (await client.entry(feed, "e1"))["status"] == "retracted"
+        assert feed in [each["id"] for each in (await client.feeds())["feeds"]]
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [("200 OK", "what answered here is not Dateline"), ("502 Bad Gateway", "Bad Gateway (502 http-502)")],
+)
+async def test_what_is_not_dateline_is_said_plainly(installation: Installation, status: str, said: str) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 {status}\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\n<hi>".encode())
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        assert said in (await Desk(installation, DATELINE_URL=url).type("publish", "f", "Head", code=1)).error
+
+
 # tail
 
 
@@ -212,11 +240,9 @@ class Tail:
 
     async def until(self, text: str, *, notice: bool = False) -> None:
         lines = self.notices if notice else self.lines
-
-        async def seen() -> bool:
-            return any(text in line for line in lines)
-
-        assert await eventually(seen, f"a line with {text!r}", timeout_seconds=LINE_SECONDS), lines
+        await eventually(
+            lambda: any(text in line for line in lines), timeout_seconds=LINE_SECONDS, what=f"a line with {text!r}"
+        )
 
 
 @asynccontextmanager
