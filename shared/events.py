@@ -2,7 +2,8 @@
 
 Owns the log's format: three fields, `envelope`, `content` and `recorded_at` (which the append script stamps). The envelope
 holds what must outlive a redaction (who, when, which entry, a salted digest of the content); the content may be removed later
-and every check over positions, envelopes and digests still holds. What events do to documents is `fold`'s.
+and every check over positions, envelopes and digests still holds. Any change of a shape, that of a block included, raises
+the version of the events that hold it. What events do to documents is `fold`'s.
 """
 
 import hashlib
@@ -138,7 +139,8 @@ Event = FeedEvent | EntryEvent
 class Envelope(Struct, frozen=True):
     """Who and why, the same for every type: `command` and `causation` (the request) are ids, `by` a token's name.
 
-    `digest` is the SHA-256 of the content field's bytes in hex, null for an event that has no content.
+    `digest` is the SHA-256 of the content field's bytes in hex, null for an event that has no content. `facts` are the
+    event's own fields but its content, in a member of their own: no future field can pass for who or why.
     """
 
     type: str
@@ -147,6 +149,7 @@ class Envelope(Struct, frozen=True):
     by: str
     causation: str | None
     digest: str | None
+    facts: dict[str, Any]
 
 
 class Encoded(Struct, frozen=True):
@@ -178,8 +181,8 @@ def encode(event: Event, *, command: str, by: str, causation: str | None) -> Enc
         salted = {"salt": secrets.token_hex(SALT_BYTES), **msgspec.to_builtins(event.content)}  # type: ignore[union-attr]
         content = msgspec.json.encode(salted)
         digest = hashlib.sha256(content).hexdigest()
-    envelope = Envelope(type(event).__name__, event.version, command, by, causation, digest)
-    return Encoded(msgspec.json.encode({**msgspec.structs.asdict(envelope), **facts}), content)
+    envelope = Envelope(type(event).__name__, event.version, command, by, causation, digest, facts)
+    return Encoded(msgspec.json.encode(envelope), content)
 
 
 def decode(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Recorded:
@@ -209,10 +212,38 @@ def decode(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Recorded:
     if envelope.digest is not None and hashlib.sha256(content).hexdigest() != envelope.digest:
         raise CannotFold("the content does not match its digest", position=str(position), type=envelope.type)
     try:
-        facts = msgspec.json.decode(raw_envelope)
+        parts = dict(envelope.facts)
         if envelope.digest is not None:
-            facts["content"] = msgspec.json.decode(content)
-        event = msgspec.convert(facts, event_type)
+            parts["content"] = msgspec.json.decode(content)
+        event = msgspec.convert(parts, event_type)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CannotFold(f"the event cannot be read: {error}", position=str(position), type=envelope.type) from error
     return Recorded(position, recorded_at, envelope, event)
+
+
+class About(Struct, frozen=True):
+    """What an event is about, read without its content."""
+
+    type: str
+    entry: str | None
+
+
+class _Facts(Struct, frozen=True):
+    entry: str | None = None
+
+
+class _AboutEnvelope(Struct, frozen=True):
+    type: str
+    facts: _Facts
+
+
+_about = msgspec.json.Decoder(_AboutEnvelope)
+
+
+def about(fields: Mapping[bytes, bytes]) -> About:
+    """The type and entry of a stream entry; CannotFold when its envelope cannot be read."""
+    try:
+        envelope = _about.decode(fields[b"envelope"])
+    except (KeyError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise CannotFold(f"the envelope cannot be read: {error}") from error
+    return About(envelope.type, envelope.facts.entry)

@@ -31,6 +31,9 @@ from shared.events import (
 from shared.instants import instant_of
 from shared.position import Position
 
+# Raised when the same log comes to fold into other documents: generations of another version are built anew.
+FOLD_VERSION = 1
+
 
 class Documents(Struct):
     """What a fold works on: the feed's document and those of its entries that the events at hand touch."""

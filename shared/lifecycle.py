@@ -18,7 +18,7 @@ from aiohttp import web
 from shared.config import Config
 from shared.errors import DatelineError, Misconfigured
 from shared.logs import configure_logs
-from shared.redis import UNREACHABLE
+from shared.redis import UNREACHABLE, AuthenticationError
 
 log = structlog.get_logger()
 
@@ -66,12 +66,13 @@ async def run_until(stop: asyncio.Event, *parts: Coroutine[Any, Any, None]) -> N
         results = await asyncio.gather(*tasks, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseExceptionGroup):
-            raise _first(result)
+            raise first_error(result)
         if isinstance(result, Exception):
             raise result
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What went wrong first: the rest of a group ended because of it."""
     found: BaseException = group
     while isinstance(found, BaseExceptionGroup):
         found = found.exceptions[0]
@@ -109,6 +110,7 @@ async def listen(
             await on_listening(f"http://{shown}:{bound[1]}")
             await asyncio.Event().wait()
         finally:
+            under_way.draining = True
             await site.stop()
             try:
                 async with asyncio.timeout(drain_seconds):
@@ -126,6 +128,9 @@ async def serving(prepare: Callable[[], Awaitable[None]], stop: asyncio.Event) -
     while not stop.is_set():
         try:
             return await prepare()
+        except AuthenticationError as error:
+            # A kind of ConnectionError to redis-py, but no waiting mends it.
+            raise Misconfigured(f"the server does not let us in: {error}") from error
         except UNREACHABLE as error:
             log.warning("waiting_for_server", error=str(error))
         with contextlib.suppress(TimeoutError):
@@ -139,6 +144,7 @@ class _UnderWay:
 
     def __init__(self) -> None:
         self.count = 0
+        self.draining = False
         self.none = asyncio.Event()
         self.none.set()
 
@@ -148,7 +154,11 @@ class _UnderWay:
             self.count += 1
             self.none.clear()
             try:
-                return await handler(request)
+                response = await handler(request)
+                if self.draining and not response.prepared:
+                    # Tells the client to send nothing more on a connection that is about to close.
+                    response.force_close()
+                return response
             finally:
                 self.count -= 1
                 if self.count == 0:

@@ -14,10 +14,14 @@ from shared.config import Config
 def configure_logs(config: Config, *, service: str) -> None:
     """Set up logging for this process; called once, by the program that starts it."""
     console = config.log_format == "console" or (config.log_format == "auto" and sys.stderr.isatty())
+    # Tracebacks without the frames' locals: those hold tokens and content that a redaction could not reach.
+    tracebacks = structlog.processors.ExceptionRenderer(
+        structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    )
     renderer: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)]
         if console
-        else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        else [tracebacks, structlog.processors.JSONRenderer()]
     )
     structlog.configure(
         processors=[

@@ -15,6 +15,7 @@ from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import (
+    AuthenticationError,
     BusyLoadingError,
     NoPermissionError,
     NoScriptError,
@@ -48,6 +49,8 @@ def needed_url(config: Config) -> str:
     """The server's URL; Misconfigured when none was given."""
     if not config.redis_url:
         raise Misconfigured("no server given: set DATELINE_REDIS_URL or --redis-url", setting="redis_url")
+    if not config.redis_url.startswith(("redis://", "rediss://", "unix://")):
+        raise Misconfigured(f"{config.redis_url} is no redis://, rediss:// or unix:// URL", setting="redis_url")
     return config.redis_url
 
 
@@ -104,7 +107,10 @@ async def redis_errors(what: str) -> AsyncIterator[None]:
 
 async def command(client: Redis, *args: Arg) -> Any:
     """Run one command whose reply has no useful type of its own."""
-    return await cast("Any", client).execute_command(*args)
+    try:
+        return await cast("Any", client).execute_command(*args)
+    except ResponseError as error:
+        raise _meaning(error) from error
 
 
 class Script:
@@ -120,39 +126,48 @@ class Script:
         """Run it; Corrupted when the script itself finds an invariant broken."""
         rest = (len(keys), *keys, *args)
         try:
-            try:
-                return await command(client, self._by_sha, self.sha, *rest)
-            except NoScriptError:
-                return await command(client, self._by_text, self.text, *rest)
-        except ResponseError as error:
-            raise _corrupted(error) from error
+            return await command(client, self._by_sha, self.sha, *rest)
+        except NoScriptError:
+            return await command(client, self._by_text, self.text, *rest)
 
     def queue(self, pipeline: Pipeline, keys: Sequence[str], args: Iterable[Arg]) -> None:
         """Add it to a pipeline that `run_pipeline` executes."""
         pipeline.execute_command(self._by_sha, self.sha, len(keys), *keys, *args)
 
 
-async def run_pipeline(client: Redis, pipeline: Pipeline, scripts: Iterable[Script]) -> list[Any]:
+async def run_pipeline(client: Redis, pipeline: Pipeline, scripts: Iterable[Script] = ()) -> list[Any]:
     """Execute commands that are each safe to repeat; load `scripts` when the server does not have them."""
     commands = list(pipeline.command_stack)
     try:
-        answers = await pipeline.execute()
-    except NoScriptError:
-        for script in scripts:
-            await command(client, "SCRIPT LOAD", script.text)
-        again = client.pipeline(transaction=False)
-        again.command_stack = commands
-        answers = await again.execute()
+        return await pipeline.execute()
     except ResponseError as error:
-        raise _corrupted(error) from error
-    return answers
+        if not isinstance(_meaning(error), NoScriptError):
+            raise _meaning(error) from error
+    for script in scripts:
+        await command(client, "SCRIPT LOAD", script.text)
+    again = client.pipeline(transaction=False)
+    again.command_stack = commands
+    try:
+        return await again.execute()
+    except ResponseError as error:
+        raise _meaning(error) from error
 
 
-def _corrupted(error: ResponseError) -> Exception:
+def _meaning(error: ResponseError) -> Exception:
+    """What a server's refusal means to us: it passes by itself, our data is broken, or just what it says."""
+    # In a pipeline redis-py says first which command it was.
+    text = str(error).rpartition("caused error: ")[2].lstrip("(\"'")
+    code = text.partition(" ")[0]
+    if code in _PASSING:
+        return RedisConnectionError(str(error))
     # WRONGTYPE: a key of ours holds what no code of ours writes.
-    if str(error).startswith(("CORRUPTED", "WRONGTYPE")):
-        return Corrupted(str(error))
+    if code in ("CORRUPTED", "WRONGTYPE"):
+        return Corrupted(text)
     return error
+
+
+# The disk is full, a script of another client runs too long, a failover or resharding is under way.
+_PASSING = frozenset({"MISCONF", "BUSY", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN"})
 
 
 async def check_installation(client: Redis, keys: Keys) -> None:
@@ -171,23 +186,32 @@ async def check_installation(client: Redis, keys: Keys) -> None:
             )
 
 
-async def check_server(client: Redis, *, durability: Durability) -> None:
-    """Refuse a server that is too old, evicts keys, or cannot keep the promise of `durability`."""
+async def check_server(client: Redis, *, durability: Durability) -> Durability:
+    """The durability that the server keeps, `durability` or more.
+
+    Misconfigured for one that is too old, evicts keys, or keeps less.
+    """
     info = await client.info()
     name = "Valkey" if info.get("server_name") == "valkey" or "valkey_version" in info else "Redis"
     version = str(info.get("valkey_version") or info["redis_version"])
     oldest = 8 if name == "Valkey" else 7
     if int(version.partition(".")[0]) < oldest:
         raise Misconfigured(f"{name} {version} is too old: Redis from 7.0 and Valkey from 8 are supported")
-    settings = await _settings(client, "appendonly", "appendfsync", "maxmemory", "maxmemory-policy")
-    if settings.get("maxmemory-policy", "noeviction") != "noeviction" and settings.get("maxmemory", "0") != "0":
+    found = await _settings(client, "maxmemory", "maxmemory-policy", *_FSYNC)
+    if found.get("maxmemory-policy", "noeviction") != "noeviction" and found.get("maxmemory", "0") != "0":
         raise Misconfigured("the server may evict keys; set maxmemory-policy noeviction")
-    if durability == "fsync" and (settings.get("appendonly"), settings.get("appendfsync")) != ("yes", "always"):
+    short = [f"{setting} is {found.get(setting)}" for setting, value in _FSYNC.items() if found.get(setting) != value]
+    if durability == "fsync" and short:
+        needed = ", ".join(f"`{setting} {value}`" for setting, value in _FSYNC.items())
         raise Misconfigured(
-            "durability fsync needs a server with `appendonly yes` and `appendfsync always`, and this one has "
-            f"appendonly {settings.get('appendonly')} and appendfsync {settings.get('appendfsync')}; "
-            "set them, or set DATELINE_DURABILITY=memory to acknowledge what is only in the server's memory"
+            f"durability fsync needs a server with {needed}, and on this one {', '.join(short)}; set that, or set "
+            "DATELINE_DURABILITY=memory to acknowledge what is only in the server's memory"
         )
+    return "memory" if short else "fsync"
+
+
+# With no-appendfsync-on-rewrite, `always` is not always: nothing is synced while the AOF is rewritten.
+_FSYNC = {"appendonly": "yes", "appendfsync": "always", "no-appendfsync-on-rewrite": "no"}
 
 
 async def _settings(client: Redis, *names: str) -> dict[str, str]:
@@ -204,6 +228,7 @@ def _text(value: Any) -> str:
 
 __all__ = [
     "UNREACHABLE",
+    "AuthenticationError",
     "Pipeline",
     "Redis",
     "RedisError",

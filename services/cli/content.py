@@ -4,6 +4,7 @@ Owns the way from options to the fields of a request. Whether they are valid is 
 """
 
 import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -69,7 +70,7 @@ class Content(NamedTuple):
         paragraphs: list[str] = []
         for text in self.text:
             if text == "-":
-                text = click.get_text_stream("stdin").read().replace("\r\n", "\n")
+                text = sys.stdin.read().replace("\r\n", "\n")
             paragraphs += [paragraph.strip() for paragraph in _BLANK_LINE.split(text)]
         return [paragraph for paragraph in paragraphs if paragraph]
 
@@ -97,7 +98,12 @@ class Content(NamedTuple):
 def content_options(command: Command) -> Command:
     """The options of Content, by its field names."""
     options = [
-        click.option("--text", multiple=True, metavar="HTML|-", help="Text; - reads it from standard input. A blank line ends a paragraph."),
+        click.option(
+            "--text",
+            multiple=True,
+            metavar="HTML|-",
+            help="Text; - reads it from standard input. A blank line ends a paragraph.",
+        ),
         click.option("--quote", metavar="HTML", help="A quotation."),
         click.option("--attribution", metavar="NAME", help="Who said it."),
         click.option("--item", multiple=True, metavar="HTML", help="An item of a list; give it several times."),

@@ -144,7 +144,7 @@ def run_service(program: Callable[[asyncio.Event], Awaitable[None]]) -> None:
 
     try:
         asyncio.run(run())
-    except (DatelineError, DataDirInUse, EmbeddedServerFailed, ServerBinaryMissing) as error:
+    except (DatelineError, DataDirInUse, EmbeddedServerFailed, ServerBinaryMissing, OSError) as error:
         raise click.ClickException(str(error)) from error
 
 

@@ -25,7 +25,7 @@ from services.writer.service import Writer
 from shared.config import PREFIX, Config
 from shared.errors import Misconfigured
 from shared.http import application
-from shared.lifecycle import listen, serving
+from shared.lifecycle import first_error, listen, serving
 from shared.metrics import Metrics
 
 log = structlog.get_logger()
@@ -82,12 +82,12 @@ async def installation(config: Config, *, data_dir: Path) -> AsyncIterator[Insta
 
         async def parts() -> None:
             async with asyncio.TaskGroup() as group:
+                behind = [group.create_task(_keep_projector(config)), group.create_task(gateway.run())]
                 if server is not None:
-                    group.create_task(_watch(server))
-                group.create_task(_keep_projector(config))
-                group.create_task(gateway.run())
-                group.create_task(
-                    listen(
+                    behind.append(group.create_task(_watch(server)))
+                try:
+                    # In the group's own task: cancelled first, and what it needs to drain still runs.
+                    await listen(
                         application(
                             [*writer.routes, *gateway.routes],
                             metrics=metrics,
@@ -99,7 +99,9 @@ async def installation(config: Config, *, data_dir: Path) -> AsyncIterator[Insta
                         drain_seconds=config.drain_seconds,
                         on_listening=on_listening,
                     )
-                )
+                finally:
+                    for task in behind:
+                        task.cancel()
 
         running = asyncio.create_task(parts())
         try:
@@ -119,10 +121,7 @@ async def _ended(running: "asyncio.Task[None]") -> None:
     try:
         await running
     except BaseExceptionGroup as group:
-        errors: BaseException = group
-        while isinstance(errors, BaseExceptionGroup):
-            errors = errors.exceptions[0]
-        raise errors from None
+        raise first_error(group) from None
 
 
 def _ops_token(config: Config, data_dir: Path) -> tuple[str, bool]:
@@ -181,4 +180,7 @@ def _environment(config: Config) -> dict[str, str]:
     """This process's environment with the settings as they are here; the token is no business of the projector's."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     shared = ("redis_url", "key_prefix", "log_level", "log_format", "drain_seconds")
-    return inherited | {PREFIX + name.upper(): str(getattr(config, name)) for name in shared}
+    # The child imports what this process did, not what happens to lie in the current directory.
+    path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    imports = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path)}
+    return inherited | imports | {PREFIX + name.upper(): str(getattr(config, name)) for name in shared}

@@ -2,8 +2,8 @@
 -- Values are absolute: a batch takes effect exactly once, whoever crashes when.
 -- KEYS  1 lease  2 active  3 meta  4 documents  5 feed document  6 dirty  7 frames  8 quarantine  9 feeds  10 head
 -- ARGV  1 fence  2 feed  3 generation  4 first ("1": the feed has no generation yet)  5 checkpoint before
---       6 checkpoint after  7 read models  8 prefix of the indexes  9 activity in ms or ""  10 feed document or ""
---       11 position of the feed's own last change or ""
+--       6 checkpoint after  7 read models  8 fold version  9 prefix of the indexes  10 activity in ms or ""
+--       11 feed document or ""  12 position of the feed's own last change or ""
 --       then number of documents, each: entry, JSON · of index members to add, each: index, member · to remove, likewise
 --       · of quarantine records, each: position, JSON · of frames, each: position, kind, JSON
 -- Gives "committed" | "fenced" | "moved"
@@ -18,7 +18,7 @@ else
   if redis.call('HGET', KEYS[3], 'checkpoint') ~= ARGV[5] then return 'moved' end
 end
 -- All checks stand before the first write.
-local at = 12
+local at = 13
 local function each(width, act)
   local count = tonumber(ARGV[at])
   at = at + 1
@@ -28,20 +28,20 @@ local function each(width, act)
   end
 end
 each(2, function(entry, json) redis.call('HSET', KEYS[4], entry, json) end)
-each(2, function(index, member) redis.call('ZADD', ARGV[8] .. index, 0, member) end)
-each(2, function(index, member) redis.call('ZREM', ARGV[8] .. index, member) end)
+each(2, function(index, member) redis.call('ZADD', ARGV[9] .. index, 0, member) end)
+each(2, function(index, member) redis.call('ZREM', ARGV[9] .. index, member) end)
 each(2, function(position, json) redis.call('HSET', KEYS[8], position, json) end)
 each(3, function(position, kind, json)
   -- A large frame goes as a hint: whoever needs it fetches a difference of one.
   if #json > FRAME_BYTES_MAX then json = '' end
   redis.call('XADD', KEYS[7], 'MAXLEN', '~', FRAMES_MAX, '*', 'f', ARGV[2], 'p', position, 'k', kind, 'd', json)
 end)
-if ARGV[10] ~= '' then redis.call('SET', KEYS[5], ARGV[10]) end
-if ARGV[11] ~= '' then redis.call('HSET', KEYS[3], 'feed_position', ARGV[11]) end
-if ARGV[9] ~= '' then redis.call('ZADD', KEYS[9], ARGV[9], ARGV[2]) end
+if ARGV[11] ~= '' then redis.call('SET', KEYS[5], ARGV[11]) end
+if ARGV[12] ~= '' then redis.call('HSET', KEYS[3], 'feed_position', ARGV[12]) end
+if ARGV[10] ~= '' then redis.call('ZADD', KEYS[9], ARGV[10], ARGV[2]) end
 redis.call('HSET', KEYS[3], 'checkpoint', ARGV[6])
 if ARGV[4] == '1' then
-  redis.call('HSET', KEYS[3], 'read_models', ARGV[7])
+  redis.call('HSET', KEYS[3], 'read_models', ARGV[7], 'fold', ARGV[8])
   redis.call('SET', KEYS[2], ARGV[3])
 end
 local head = redis.call('HMGET', KEYS[10], 'epoch', 'n')

@@ -14,13 +14,13 @@ from services.projector.quarantine import quarantine_record
 from shared.documents import Document, Entry, Feed, parse_document, parse_feed, render
 from shared.errors import CannotFold, Corrupted, NewerLog
 from shared.events import Recorded, decode
-from shared.fold import Change, Documents, fold, touched
+from shared.fold import FOLD_VERSION, Change, Documents, fold, touched
 from shared.instants import milliseconds_of
 from shared.keys import Keys
 from shared.log import LogEntry, in_order
 from shared.position import ORIGIN, Position
 from shared.read_models import READ_MODELS, ReadModel, index_changes
-from shared.redis import Redis, Script, run_pipeline
+from shared.redis import Redis, Script, command, run_pipeline
 
 EVENTS_PER_COMMIT_MAX = 100
 BYTES_PER_COMMIT_MAX = 1024 * 1024
@@ -64,6 +64,7 @@ class Commit(Struct, frozen=True):
     feed: Feed | None
     feed_position: Position | None
     folded: int
+    more: bool
 
 
 class Step(NamedTuple):
@@ -81,7 +82,11 @@ def prepare(pending: Pending, documents: Mapping[str, Document]) -> Commit:
     frames: list[Frame] = []
     feed_position = None
     folded = 0
+    bytes_left = BYTES_PER_COMMIT_MAX
     for entry in pending.entries:
+        # Small events, a flag say, may each render a large document.
+        if bytes_left <= 0:
+            break
         position, change, unfolded = _step(state, entry, pending)
         if change is None:
             if unfolded is not None:
@@ -95,6 +100,7 @@ def prepare(pending: Pending, documents: Mapping[str, Document]) -> Commit:
         if change.of_feed:
             feed_position = position
         frames.append(_frame(change))
+        bytes_left -= len(frames[-1].data)
     changed = [entry_id for entry_id, document in state.entries.items() if document is not documents.get(entry_id)]
     added: list[tuple[str, str]] = []
     removed: list[tuple[str, str]] = []
@@ -112,6 +118,7 @@ def prepare(pending: Pending, documents: Mapping[str, Document]) -> Commit:
         feed=state.feed,
         feed_position=feed_position,
         folded=folded,
+        more=pending.more or len(frames) < len(pending.entries),
     )
 
 
@@ -165,7 +172,7 @@ class Commits:
         ]
 
     async def new_generation(self, feed: str) -> int:
-        return int(await self._redis.incr(self._keys.feed(feed).generations))
+        return int(await command(self._redis, "INCR", self._keys.feed(feed).generations))
 
     async def commit(self, items: Sequence[tuple[Pending, Commit, int]], *, fence: int) -> list[str]:
         """Commit each, in one round trip: "committed", "fenced" (another projector owns the shard) or "moved".
@@ -184,7 +191,7 @@ class Commits:
         keys = feed.of_generation(generation)
         args: list[bytes | str | int] = [fence, pending.feed_id, generation]
         args += ["1" if pending.generation is None else "", str(pending.checkpoint), str(commit.checkpoint)]
-        args += [",".join(model.name for model in pending.models), keys.indexes]
+        args += [",".join(model.name for model in pending.models), FOLD_VERSION, keys.indexes]
         args.append(milliseconds_of(commit.feed.updated_at) if commit.feed else "")
         args.append(render(commit.feed) if commit.feed else "")
         args.append(str(commit.feed_position or ""))
@@ -234,7 +241,7 @@ def _touched(entries: Sequence[LogEntry]) -> list[str]:
 
 
 def _parse_pending(feed_id: str, answer: Any) -> Pending:
-    generation, checkpoint, names, feed, raw, quarantined, more = answer
+    generation, checkpoint, names, fold_version, feed, raw, quarantined, more = answer
     if (generation is None) != (checkpoint is None):
         raise Corrupted(f"the active generation of {feed_id!r} has no checkpoint", feed=feed_id)
     position = Position.parse(checkpoint.decode()) if checkpoint else ORIGIN
@@ -242,7 +249,7 @@ def _parse_pending(feed_id: str, answer: Any) -> Pending:
         feed_id=feed_id,
         generation=int(generation) if generation else None,
         checkpoint=position,
-        models=_models(feed_id, names),
+        models=_models(feed_id, names, fold_version),
         feed=parse_feed(feed) if feed else None,
         entries=in_order(feed_id, raw, after=position),
         quarantined=frozenset(quarantined),
@@ -250,10 +257,12 @@ def _parse_pending(feed_id: str, answer: Any) -> Pending:
     )
 
 
-def _models(feed_id: str, names: bytes | None) -> tuple[ReadModel, ...]:
-    """Exactly the read models that the generation names; one that this release does not know is a newer release's."""
-    if names is None:
+def _models(feed_id: str, names: bytes | None, fold_version: bytes | None) -> tuple[ReadModel, ...]:
+    """Exactly the read models that the generation names; what this release does not know is a newer release's."""
+    if names is None or fold_version is None:
         return tuple(READ_MODELS.values())
+    if int(fold_version) != FOLD_VERSION:
+        raise NewerLog(f"the generation of {feed_id!r} is folded by version {int(fold_version)}", feed=feed_id)
     unknown = [name for name in names.decode().split(",") if name not in READ_MODELS]
     if unknown:
         raise NewerLog(f"the generation of {feed_id!r} keeps read models of a newer release: {unknown}", feed=feed_id)

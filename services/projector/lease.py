@@ -4,6 +4,7 @@ Owns taking, confirming and letting go. What an owner does with its shard is `wo
 nothing is the commit's, by the fence.
 """
 
+import asyncio
 from collections.abc import Iterable
 
 from shared.keys import SHARDS, Keys
@@ -24,36 +25,42 @@ class Leases:
         self._redis = redis
         self._keys = keys
         self._owner = owner
+        # A confirmation under way must not bring back what is let go meanwhile.
+        self._one_at_a_time = asyncio.Lock()
         self.held: dict[int, int] = {}
 
     async def renew(self, *, refused: Iterable[int] = ()) -> None:
         """Confirm what is held, let go what is over the fair share, take what is free below it; `refused` is not taken."""
-        alive = await _members(self._redis, (self._keys.projectors,), (self._owner, _milliseconds()))
-        share = fair_share(alive)
-        surplus = sorted(self.held)[share:]
-        await self.release(surplus)
-        wanted = [shard for shard in range(SHARDS) if shard not in self.held and shard not in set(refused)]
-        await self._take(list(self.held))
-        missing = share - len(self.held)
-        # From a place of its own on, so that projectors that start together do not all reach for the same shards.
-        start = hash(self._owner) % SHARDS
-        wanted.sort(key=lambda shard: (shard - start) % SHARDS)
-        while missing > 0 and wanted:
-            asked, wanted = wanted[:missing], wanted[missing:]
-            missing -= await self._take(asked)
+        async with self._one_at_a_time:
+            alive = await _members(self._redis, (self._keys.projectors,), (self._owner, _milliseconds()))
+            share = fair_share(alive)
+            await self._release(sorted(self.held)[share:])
+            wanted = [shard for shard in range(SHARDS) if shard not in self.held and shard not in set(refused)]
+            await self._take(list(self.held))
+            missing = share - len(self.held)
+            # From a place of its own on, so that projectors that start together do not all reach for the same shards.
+            start = hash(self._owner) % SHARDS
+            wanted.sort(key=lambda shard: (shard - start) % SHARDS)
+            while missing > 0 and wanted:
+                asked, wanted = wanted[:missing], wanted[missing:]
+                missing -= await self._take(asked)
 
     async def release(self, shards: Iterable[int]) -> None:
         """Let go, so that another projector need not wait for the time to run out."""
+        async with self._one_at_a_time:
+            await self._release(shards)
+
+    async def leave(self) -> None:
+        await self.release(list(self.held))
+        await _members(self._redis, (self._keys.projectors,), (self._owner, 0))
+
+    async def _release(self, shards: Iterable[int]) -> None:
         shards = [shard for shard in shards if shard in self.held]
         pipeline = self._redis.pipeline(transaction=False)
         for shard in shards:
             _lease.queue(pipeline, (self._keys.shard(shard).lease,), (self._owner, self.held.pop(shard), 0))
         if shards:
             await run_pipeline(self._redis, pipeline, (_lease,))
-
-    async def leave(self) -> None:
-        await self.release(list(self.held))
-        await _members(self._redis, (self._keys.projectors,), (self._owner, 0))
 
     async def _take(self, shards: list[int]) -> int:
         """Take or confirm; gives how many are held of those asked for."""

@@ -1,12 +1,12 @@
 -- What one feed's next commit works on, of one moment.
 -- KEYS  1 log  2 active  3 quarantine    ARGV  1 prefix of the generations  2 events at most  3 bytes at most
--- Gives {generation or false, checkpoint or false, read models or false, feed document or false,
+-- Gives {generation or false, checkpoint or false, read models or false, fold version or false, feed document or false,
 --        {{id, fields}…} after the checkpoint, {quarantined id…} of those, 1 if there are more}
 local active = redis.call('GET', KEYS[2])
-local checkpoint, models, feed = false, false, false
+local checkpoint, models, fold, feed = false, false, false, false
 if active then
-  local meta = redis.call('HMGET', ARGV[1] .. active .. ':meta', 'checkpoint', 'read_models')
-  checkpoint, models = meta[1], meta[2]
+  local meta = redis.call('HMGET', ARGV[1] .. active .. ':meta', 'checkpoint', 'read_models', 'fold')
+  checkpoint, models, fold = meta[1], meta[2], meta[3]
   feed = redis.call('GET', ARGV[1] .. active .. ':feed')
 end
 local found = redis.call('XRANGE', KEYS[1], checkpoint and '(' .. checkpoint or '-', '+', 'COUNT', ARGV[2])
@@ -18,4 +18,4 @@ for i, entry in ipairs(found) do
   if redis.call('HEXISTS', KEYS[3], entry[1]) == 1 then quarantined[#quarantined + 1] = entry[1] end
 end
 local more = #entries < #found or #found == tonumber(ARGV[2])
-return {active, checkpoint, models, feed, entries, quarantined, more and 1 or 0}
+return {active, checkpoint, models, fold, feed, entries, quarantined, more and 1 or 0}

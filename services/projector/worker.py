@@ -5,16 +5,16 @@ of the shard's dirty feeds, once a second.
 """
 
 import asyncio
-from typing import Any
+from contextlib import suppress
 
 import structlog
 
-from services.projector.commit import Commits, prepare
+from services.projector.commit import Commit, Commits, prepare
 from services.projector.lease import RENEW_SECONDS, Leases
 from shared.errors import NewerLog, Unavailable
 from shared.keys import Keys
 from shared.metrics import Metrics
-from shared.redis import UNREACHABLE, Redis, command
+from shared.redis import UNREACHABLE, Redis, command, run_pipeline
 
 log = structlog.get_logger()
 
@@ -48,7 +48,7 @@ class Shard:
 
 
 class Projector:
-    """Folds the shards that it holds leases of, until cancelled; then finishes its commits and lets go."""
+    """Folds the shards that it holds leases of, until cancelled; then lets go. A commit under way happens whole or not at all."""
 
     def __init__(self, redis: Redis, blocking: Redis, keys: Keys, metrics: Metrics, *, owner: str) -> None:
         self._redis = redis
@@ -148,8 +148,10 @@ class Projector:
             keys = self._keys.shard(shard.number)
             pipeline.xrevrange(keys.doorbell, count=1)
             pipeline.smembers(keys.dirty)
-        answers: list[Any] = await pipeline.execute() if shards else []
+        answers = await run_pipeline(self._redis, pipeline) if shards else []
         for shard, last, dirty in zip(shards, answers[::2], answers[1::2], strict=True):
+            if self._shards.get(shard.number) is not shard:
+                continue  # lost meanwhile
             # A cursor ahead of a stream that was made anew would wait for ever.
             end = last[0][0].decode() if last else "0-0"
             if shard.number not in self._cursors or _stream_id(end) < _stream_id(self._cursors[shard.number]):
@@ -190,18 +192,22 @@ class Projector:
         answers = await self._commits.commit(items, fence=fence)
         for (item, done, _), answer in zip(items, answers, strict=True):
             if answer == "committed":
-                self._committed(item.feed_id, done)
+                self._metrics.folded.inc(done.folded)
             else:
                 log.info("commit_refused", feed=item.feed_id, why=answer, fence=fence)
+            if answer != "fenced":
+                # "moved" may be our own commit whose answer was lost: its alarm must ring all the same.
+                self._ring_alarm(item.feed_id, done)
         if "fenced" in answers:
             self._leases.held.pop(shard.number, None)
             return []
         return [
-            item.feed_id for (item, _, _), answer in zip(items, answers, strict=True) if item.more or answer == "moved"
+            item.feed_id
+            for (item, done, _), answer in zip(items, answers, strict=True)
+            if done.more or answer == "moved"
         ]
 
-    def _committed(self, feed: str, done: Any) -> None:
-        self._metrics.folded.inc(done.folded)
+    def _ring_alarm(self, feed: str, done: Commit) -> None:
         for position, record in done.quarantine.items():
             self._metrics.quarantined.inc()
             log.error("event_quarantined", feed=feed, position=str(position), record=record.decode())
@@ -210,7 +216,9 @@ class Projector:
         """Leave the shard to a projector of the release that wrote what this one does not know."""
         log.error("log_is_newer", shard=shard.number, detail=error.detail, left_seconds=REFUSED_SECONDS)
         self._refused[shard.number] = asyncio.get_running_loop().time() + REFUSED_SECONDS
-        await self._leases.release([shard.number])
+        with suppress(*UNREACHABLE):
+            # Not released, the lease runs out by itself.
+            await self._leases.release([shard.number])
 
 
 def _stream_id(text: str) -> tuple[int, int]:

@@ -44,8 +44,8 @@ _REVISION = re.compile(r"([1-9][0-9]{0,9})(\.[1-9][0-9]*-[1-9][0-9]*)?")
 Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 
-def routes(desk: Desk, *, tokens: Tokens, durability: Durability) -> list[web.RouteDef]:
-    """The writing calls; `durability` is what the server was found to keep."""
+def routes(desk: Desk, *, tokens: Tokens, durability: Callable[[], Durability]) -> list[web.RouteDef]:
+    """The writing calls; `durability` is what the server was last found to keep."""
     edge = _Edge(desk, tokens, durability)
     feed = "/v1/feeds/{feed}"
     entry = feed + "/entries/{entry}"
@@ -64,7 +64,7 @@ def routes(desk: Desk, *, tokens: Tokens, durability: Durability) -> list[web.Ro
 
 
 class _Edge:
-    def __init__(self, desk: Desk, tokens: Tokens, durability: Durability) -> None:
+    def __init__(self, desk: Desk, tokens: Tokens, durability: Callable[[], Durability]) -> None:
         self._desk = desk
         self._tokens = tokens
         self._durability = durability
@@ -128,7 +128,8 @@ class _Edge:
         feed = request.match_info["feed"]
         if not is_feed_id(feed):
             raise FeedNotFound(feed)
-        self._check_durability(request)
+        kept = self._durability()
+        _check_durability(request, kept)
         outcome = await self._desk.carry_out(
             Request(
                 feed=feed,
@@ -142,7 +143,7 @@ class _Edge:
         )
         headers = {
             "Dateline-Position": str(outcome.position),
-            "Dateline-Durability": self._durability,
+            "Dateline-Durability": kept,
             hdrs.CACHE_CONTROL: "no-store",
         }
         if outcome.replayed:
@@ -155,17 +156,16 @@ class _Edge:
             headers[hdrs.LOCATION] = _location(document)
         return json_response(render(document), status=201 if outcome.created else 200, headers=headers)
 
-    def _check_durability(self, request: web.Request) -> None:
-        """Nothing is appended when the durability that was asked for is known to be out of reach."""
-        asked = request.headers.get("Dateline-Durability", "").strip().lower() or "memory"
-        if asked not in _DURABILITIES:
-            raise Malformed(f"Dateline-Durability is one of {', '.join(_DURABILITIES)}")
-        if _DURABILITIES.index(asked) > _DURABILITIES.index(self._durability):
-            raise OutcomeUnknown(
-                f"this installation keeps {self._durability}, not {asked}; nothing was appended",
-                asked=asked,
-                kept=self._durability,
-            )
+
+def _check_durability(request: web.Request, kept: Durability) -> None:
+    """Nothing is appended when the durability that was asked for is known to be out of reach."""
+    asked = request.headers.get("Dateline-Durability", "").strip().lower() or "memory"
+    if asked not in _DURABILITIES:
+        raise Malformed(f"Dateline-Durability is one of {', '.join(_DURABILITIES)}")
+    if _DURABILITIES.index(asked) > _DURABILITIES.index(kept):
+        raise OutcomeUnknown(
+            f"this installation keeps {kept}, not {asked}; nothing was appended", asked=asked, kept=kept
+        )
 
 
 def etag_of(document: Document | Feed) -> str:

@@ -337,7 +337,9 @@ def _field_error(text: str) -> FieldError:
     what, where = (found["what"], found["path"] or "") if found else (text, "")
     path = "".join(f"/{name or number}" for name, number in _STEP.findall(where))
     if named := _UNKNOWN.search(what):
-        return FieldError(f"{path}/{named[1]}", "is not a field here")
+        # RFC 6901, section 3: the two characters that a pointer gives a meaning.
+        name = named[1].replace("~", "~0").replace("/", "~1")
+        return FieldError(f"{path}/{name}", "is not a field here")
     if named := _MISSING.search(what):
         return FieldError(f"{path}/{named[1]}", "is required")
     return FieldError(path, what[0].lower() + what[1:])

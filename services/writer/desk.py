@@ -17,7 +17,15 @@ import uuid_utils
 from services.writer.commands import Command, OpenFeed, PinEntry, PublishEntry, ReviseFeed
 from services.writer.decide import Plan, State, evolve, plan
 from shared.documents import Document, Entry, Feed
-from shared.errors import CannotFold, EventQuarantined, FeedNotFound, IdempotencyKeyReused, OutcomeUnknown, Unavailable
+from shared.errors import (
+    BodyTooLarge,
+    CannotFold,
+    EventQuarantined,
+    FeedNotFound,
+    IdempotencyKeyReused,
+    OutcomeUnknown,
+    Unavailable,
+)
 from shared.events import (
     Encoded,
     EntryPinned,
@@ -28,6 +36,7 @@ from shared.events import (
     FeedOpened,
     FeedRevised,
     FeedStatusChanged,
+    about,
     decode,
     encode,
 )
@@ -56,6 +65,13 @@ log = structlog.get_logger()
 # Desks that correct one entry at the same moment decide again; more rounds than this mean that something else is wrong.
 ATTEMPTS_MAX = 50
 BACKOFF_SECONDS_MAX = 0.02
+BACKOFF_ROUNDS_MAX = 10
+# What waits at the door does not wait for connections, and a crowd is told so instead of running into timeouts.
+AT_ONCE_MAX = 64
+WAIT_SECONDS_MAX = 10.0
+# How many requests may read the log behind lagging read models at once, and in what pieces.
+CATCH_UPS_AT_ONCE_MAX = 2
+CATCH_UP_EVENTS = 100
 
 
 class Request(NamedTuple):
@@ -85,11 +101,24 @@ class Desk:
     def __init__(self, log: Log, metrics: Metrics) -> None:
         self._log = log
         self._metrics = metrics
+        self._door = asyncio.Semaphore(AT_ONCE_MAX)
+        self._catch_ups = asyncio.Semaphore(CATCH_UPS_AT_ONCE_MAX)
 
     async def carry_out(self, request: Request) -> Outcome:
         """All commands of a request or none, once, however often it is sent under one key."""
+        try:
+            async with asyncio.timeout(WAIT_SECONDS_MAX):
+                await self._door.acquire()
+        except TimeoutError:
+            raise Unavailable("too many writes at once; nothing was appended") from None
+        try:
+            return await self._carry_out(request)
+        finally:
+            self._door.release()
+
+    async def _carry_out(self, request: Request) -> Outcome:
         command = _command_id(request)
-        for _ in range(ATTEMPTS_MAX):
+        for attempt in range(ATTEMPTS_MAX):
             async with redis_errors("nothing was appended"):
                 looked = await self._look(request, request.commands, command if request.key else None)
                 if looked.known is not None:
@@ -117,7 +146,7 @@ class Desk:
                     raise IdempotencyKeyReused("the idempotency key came with another request before")
                 case Stale(what):
                     log.debug("decided_again", feed=request.feed, stale=what)
-                    await asyncio.sleep(random.uniform(0, BACKOFF_SECONDS_MAX))
+                    await asyncio.sleep(random.uniform(0, BACKOFF_SECONDS_MAX * min(attempt + 1, BACKOFF_ROUNDS_MAX)))
         raise Unavailable("too many desks change the same things at the same moment; nothing was appended")
 
     async def _append(self, feed: str, append: Append) -> Appended | Known | Stale | Conflict:
@@ -154,8 +183,10 @@ class Desk:
         pins = any(isinstance(c, PinEntry) for c in commands)
         lagging = any(record is not None and record.position.n > checkpoint.n for record in looked.records.values())
         if lagging or (of_feed and head.version > checkpoint.n) or (pins and head.pins > checkpoint.n):
-            async for entry in self._log.read(feed, after=checkpoint, to=head.position):
-                _catch_up(state, looked, entry.id, entry.fields)
+            async with self._catch_ups:
+                lag = self._log.read(feed, after=checkpoint, to=head.position, chunk_events=CATCH_UP_EVENTS)
+                async for entry in lag:
+                    _catch_up(state, looked, entry.id, entry.fields)
         _refuse_what_is_quarantined(state, looked, of_feed=of_feed)
         if state.feed is not None:
             state.feed = msgspec.structs.replace(
@@ -188,9 +219,9 @@ class Desk:
         first = Position(known.last.epoch, known.last.n - known.events)
         ids = []
         async for entry in self._log.read(request.feed, after=first, to=known.last):
-            event = decode(entry.id, entry.fields).event
-            if isinstance(event, EntryPublished) and event.entry not in chosen:
-                ids.append(event.entry)
+            what = about(entry.fields)
+            if what.type == EntryPublished.__name__ and what.entry not in chosen:
+                ids.append(what.entry)
         named = dict(zip((c.entry for c in unnamed), ids, strict=True))
         return [
             msgspec.structs.replace(c, entry=named[c.entry]) if isinstance(c, PublishEntry) and not c.chosen else c
@@ -207,17 +238,16 @@ def _command_id(request: Request) -> str:
 
 
 def _catch_up(state: State, looked: Looked, entry_id: bytes, fields: Mapping[bytes, bytes]) -> None:
-    """Fold one lagging event into the state if it is about what the decision needs."""
+    """Fold one lagging event into the state if it is about what the decision needs; the content of others is not read."""
     try:
-        recorded = decode(entry_id, fields)
-        event = recorded.event
-        entry = touched(event)
-        if isinstance(event, FeedOpened | FeedRevised | FeedStatusChanged) or entry in looked.records:
-            evolve(state, event, position=recorded.position, recorded_at=recorded.recorded_at)
-        elif isinstance(event, EntryPinned):
-            state.pinned.add(event.entry)
-        elif isinstance(event, EntryUnpinned | EntryRetracted):
-            state.pinned.discard(event.entry)
+        what = about(fields)
+        if what.entry is None or what.entry in looked.records:
+            recorded = decode(entry_id, fields)
+            evolve(state, recorded.event, position=recorded.position, recorded_at=recorded.recorded_at)
+        elif what.type == EntryPinned.__name__:
+            state.pinned.add(what.entry)
+        elif what.type in (EntryUnpinned.__name__, EntryRetracted.__name__):
+            state.pinned.discard(what.entry)
     except CannotFold as error:
         # The projector will set it aside; whoever depends on it is refused below.
         log.warning("lagging_event_cannot_be_folded", feed=state.feed_id, detail=error.detail)
@@ -278,8 +308,13 @@ def _append(state: State, looked: Looked, request: Request, decided: Plan, comma
 
 def _bound(encoded: Sequence[Encoded]) -> None:
     size = sum(len(event.envelope) + len(event.content) for event in encoded)
+    # Sanitising may make text longer than it was sent: `&` becomes `&amp;`.
     if len(encoded) > EVENTS_PER_APPEND_MAX or size > BYTES_PER_APPEND_MAX:
-        raise AssertionError(f"{len(encoded)} events of {size} bytes passed the request's limits")
+        raise BodyTooLarge(
+            f"sanitised, the request makes {len(encoded)} events of {size} bytes; "
+            f"{EVENTS_PER_APPEND_MAX} events of {BYTES_PER_APPEND_MAX} bytes are allowed",
+            bytes_max=BYTES_PER_APPEND_MAX,
+        )
 
 
 def _outcome(state: State, request: Request, decided: Plan, *, position: Position, recorded_at: int | None) -> Outcome:

@@ -34,6 +34,9 @@ URL_CHARACTERS_MAX = 2_048
 NAME_CHARACTERS_MAX = 200
 BLOCKS_MAX = 100
 LIST_ITEMS_MAX = 200
+# The time to parse HTML grows with the square of its nesting; no inline text has so much markup.
+MARKUP_MAX = 2_000
+MARKUP_PER_REQUEST_MAX = 10_000
 AUTHORS_MAX = 32
 TAGS_MAX = 32
 TAG_CHARACTERS_MAX = 64
@@ -57,6 +60,7 @@ class Checked:
     def __init__(self, *, now_milliseconds: int) -> None:
         self._now = now_milliseconds
         self._errors: list[FieldError] = []
+        self._markup = 0
 
     def wrong(self, path: str, problem: str) -> None:
         self._errors.append(FieldError(path, problem))
@@ -81,6 +85,13 @@ class Checked:
 
     def html(self, value: str, path: str) -> str:
         """The inline subset that readers' pages may carry; blank after sanitising is refused, not published."""
+        markup = value.count("<")
+        self._markup += markup
+        if markup > MARKUP_MAX or self._markup > MARKUP_PER_REQUEST_MAX:
+            self.wrong(
+                path, f"has more markup than {MARKUP_MAX} tags, or the request more than {MARKUP_PER_REQUEST_MAX}"
+            )
+            return value
         clean = clean_html(value)
         if not _visible(clean):
             self.wrong(path, "has no text" if not value.strip() else "has no text after sanitising")

@@ -28,15 +28,16 @@ class Writer:
         if not config.ops_token:
             raise Misconfigured("the writer needs DATELINE_OPS_TOKEN: without it nobody could publish")
         self._keys = Keys(config.key_prefix)
-        self._durability = config.durability
+        self._promised = config.durability
+        self._kept = config.durability
         self._redis = connect(needed_url(config))
         desk = Desk(Log(self._redis, self._keys), metrics)
-        self.routes: list[web.RouteDef] = routes(desk, tokens=Tokens(config.ops_token), durability=config.durability)
+        self.routes: list[web.RouteDef] = routes(desk, tokens=Tokens(config.ops_token), durability=lambda: self._kept)
         self.checks: Mapping[str, Check] = {"writer": self._check}
 
     async def prepare(self) -> None:
         """Refuse a server that cannot keep what this writer promises; waits for one that is not there yet."""
-        await check_server(self._redis, durability=self._durability)
+        self._kept = await check_server(self._redis, durability=self._promised)
         await check_installation(self._redis, self._keys)
 
     async def close(self) -> None:
@@ -44,12 +45,12 @@ class Writer:
 
     async def _check(self) -> dict[str, Any]:
         try:
-            await check_server(self._redis, durability=self._durability)
+            self._kept = await check_server(self._redis, durability=self._promised)
         except UNREACHABLE as error:
             raise Unavailable(f"the log's server does not answer: {error}") from error
         except Misconfigured as error:
             raise Unavailable(error.detail) from error
-        return {"durability": self._durability}
+        return {"durability": self._kept}
 
 
 async def run(config: Config, stop: asyncio.Event) -> None:
