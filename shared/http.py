@@ -123,7 +123,7 @@ def json_response(body: bytes, *, status: int = 200, headers: Mapping[str, str] 
 async def read_json(request: web.Request, *, bytes_max: int = BODY_BYTES_MAX, required: bool = True) -> bytes:
     """The body's bytes, checked to be JSON by its label; the limit holds while reading, before all of it is here.
 
-    An optional body that is absent or empty is b"". Raises UnsupportedMediaType, BodyTooLarge or BodyTooSlow.
+    An optional body that is absent or empty is b"". Raises UnsupportedMediaType, BodyTooLarge, BodyTooSlow or Malformed.
     """
     if request.can_read_body and request.content_type != "application/json":
         raise UnsupportedMediaType(f"send application/json, not {request.content_type}")
@@ -138,6 +138,10 @@ async def read_json(request: web.Request, *, bytes_max: int = BODY_BYTES_MAX, re
                     raise BodyTooLarge(f"the body may have {bytes_max} bytes at most", bytes_max=bytes_max)
     except TimeoutError:
         raise BodyTooSlow(f"the body did not arrive within {BODY_SECONDS_MAX:.0f} s") from None
+    except web.RequestPayloadError:
+        # Or aiohttp would read on, meet the same error and log it as its own.
+        request.content.feed_eof()
+        raise Malformed("the body is not encoded as its headers say") from None
     if required and not body:
         raise Malformed("a JSON body is required")
     return bytes(body)
@@ -155,7 +159,8 @@ class Tokens:
         if header is None:
             return None
         scheme, _, token = header.partition(" ")
-        given = hashlib.sha256(token.strip().encode()).digest()
+        # Headers may hold any bytes; those that are not UTF-8 come as lone surrogates.
+        given = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
         if scheme.lower() != "bearer" or self._ops is None or not hmac.compare_digest(given, self._ops):
             raise Unauthorized("the token is not valid here")
         return "ops"
@@ -184,9 +189,10 @@ _ETAGS = re.compile(rf"\s*(\*|{_ETAG.pattern}(\s*,\s*{_ETAG.pattern})*)\s*")
 
 def not_modified(request: web.Request, etag: str) -> bool:
     """Whether If-None-Match already has `etag`, by weak comparison (RFC 9110, section 13.1.2)."""
-    header = request.headers.get(hdrs.IF_NONE_MATCH)
-    if header is None:
+    lines = request.headers.getall(hdrs.IF_NONE_MATCH, None)
+    if lines is None:
         return False
+    header = ", ".join(lines)
     return header.strip() == "*" or etag.removeprefix("W/").strip('"') in etags(header)
 
 
@@ -251,7 +257,7 @@ def _answer(error: DatelineError, request: web.Request, request_id: str, metrics
         log.error("unexpected_error", request_id=request_id, code=error.code, detail=error.detail)
         error = _Internal("the log has the facts under this request id")
     response = problem(error, request_id=request_id)
-    if not request.content.is_eof():
+    if not request.content.is_eof() or request.content.exception() is not None:
         # What is left of a refused body is not read: the connection cannot be used again.
         response.force_close()
     return response

@@ -128,10 +128,10 @@ async def serving(prepare: Callable[[], Awaitable[None]], stop: asyncio.Event) -
     while not stop.is_set():
         try:
             return await prepare()
-        except AuthenticationError as error:
-            # A kind of ConnectionError to redis-py, but no waiting mends it.
-            raise Misconfigured(f"the server does not let us in: {error}") from error
         except UNREACHABLE as error:
+            # A kind of ConnectionError to redis-py, or the cause of one, but no waiting mends it.
+            if isinstance(error, AuthenticationError) or isinstance(error.__cause__, AuthenticationError):
+                raise Misconfigured(f"the server does not let us in: {error}") from error
             log.warning("waiting_for_server", error=str(error))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(WAIT_FOR_SERVER_SECONDS):

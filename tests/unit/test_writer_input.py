@@ -240,3 +240,14 @@ def test_requests_are_told_apart_by_method_path_and_content() -> None:
     assert (
         len({same[0], request_fingerprint("PUT", "/a", b'{"a":1,"b":2}'), request_fingerprint("POST", "/b", b"")}) == 3
     )
+
+
+def test_html_with_more_markup_than_any_text_has_is_refused_before_it_is_parsed() -> None:
+    # Its parsing takes time with the square of its nesting: 250 KB of it would stop the process for seconds.
+    assert paths(body=[{"type": "text", "html": "<div>" * 2_001 + "x"}]) == ["/body/0/html"]
+    many = [{"type": "text", "html": "<br>" * 1_999 + "x"}] * 6
+    assert paths(body=many) == ["/body/5/html"]
+
+
+def test_an_unknown_field_is_named_as_a_pointer_writes_it() -> None:
+    assert paths(headline="x", **{"a/b~c": 1}) == ["/a~1b~0c"]
