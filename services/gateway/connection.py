@@ -24,8 +24,11 @@ class Connection(asyncio.Protocol):
         self._former = transport.get_protocol()
         self._on_writable = on_writable
         self.full = False
+        self._drained: asyncio.Future[None] | None = None
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         transport.set_protocol(self)
+        # Paused while a body came that nobody takes: the end of the connection would go unnoticed.
+        transport.resume_reading()
         # One write at most waits in user space: a reader whose socket is full is not written to.
         transport.set_write_buffer_limits(high=0)
         sock: socket.socket | None = transport.get_extra_info("socket")
@@ -45,6 +48,12 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         self._transport.abort()
 
+    async def drained(self) -> None:
+        """Wait until the socket takes more, or until the connection is gone."""
+        if self.full:
+            self._drained = asyncio.get_running_loop().create_future()
+            await self._drained
+
     def bytes_acknowledged(self) -> int | None:
         """How many bytes the peer has acknowledged so far; None where the platform does not tell."""
         sock: socket.socket | None = self._transport.get_extra_info("socket")
@@ -62,6 +71,7 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.full = False
+        self._wake()
         self._on_writable()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -70,5 +80,10 @@ class Connection(asyncio.Protocol):
         self._former.connection_lost(exc)
 
     def _end(self) -> None:
+        self._wake()
         if not self.gone.done():
             self.gone.set_result(None)
+
+    def _wake(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)

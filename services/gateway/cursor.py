@@ -46,7 +46,7 @@ def read_cursor(text: str, feed: str, filters: Filters) -> str:
     try:
         raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         cursor = msgspec.json.decode(raw, type=_Cursor)
-    except (binascii.Error, ValueError, msgspec.MsgspecError, RecursionError) as error:
+    except (binascii.Error, ValueError, msgspec.MsgspecError) as error:
         raise ValueError("is no cursor") from error
     if cursor.format != _FORMAT or not _KEY.fullmatch(cursor.key):
         raise ValueError("is no cursor")

@@ -14,6 +14,7 @@ local members = redis.call('ZRANGE', base .. 'i:changed', after, '+', 'BYLEX', '
 local found, bytes = {}, 0
 for i = 1, math.min(limit, #members) do
   local document = redis.call('HGET', base .. 'documents', string.sub(members[i], POSITION_KEY + 1))
+  if not document then return redis.error_reply('CORRUPTED the changes name an entry that has no document') end
   bytes = bytes + #document
   if i > 1 and bytes > tonumber(ARGV[4]) then break end
   found[i] = document

@@ -11,6 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from msgspec import Meta, Struct
 
+from services.gateway.reads import FEED_ID
 from shared.documents import Feed, parse_feed
 from shared.keys import SHARDS, Keys
 from shared.redis import Redis, Script, run_pipeline
@@ -44,7 +45,7 @@ class Place(NamedTuple):
 class _Cursor(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     filters: FeedFilters
     activity: Annotated[int, Meta(ge=0, lt=10**15)]
-    feed: Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9-]{0,63}\Z")]
+    feed: Annotated[str, Meta(pattern=rf"\A{FEED_ID.pattern}\Z")]
 
 
 class Listed(NamedTuple):
@@ -64,14 +65,19 @@ class Listing:
         last = after
         more = False
         async for place, document in self._walk(after, chunk=limit + 1):
-            if len(documents) == limit or looked_at == LOOKED_AT_MAX:
+            feed = parse_feed(document)
+            looked_at += 1
+            if feed.visibility == "private" and not private:
+                continue  # neither a cursor nor the lack of one tells of it
+            if filters.match(feed):
+                if len(documents) == limit:
+                    more = True
+                    break
+                documents.append(document)
+            last = place
+            if looked_at >= LOOKED_AT_MAX:
                 more = True
                 break
-            looked_at += 1
-            last = place
-            feed = parse_feed(document)
-            if (private or feed.visibility == "public") and filters.match(feed):
-                documents.append(document)
         cursor = _write(filters, last) if more and last is not None else None
         body = b'{"feeds":[%s],"next":%s}' % (b",".join(documents), b'"%s"' % cursor.encode() if cursor else b"null")
         return Listed(body, cursor)
@@ -112,7 +118,7 @@ def read_listing_cursor(text: str, filters: FeedFilters) -> Place:
     try:
         raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         cursor = msgspec.json.decode(raw, type=_Cursor)
-    except (ValueError, msgspec.MsgspecError, RecursionError) as error:
+    except (ValueError, msgspec.MsgspecError) as error:
         raise ValueError("is no cursor") from error
     if cursor.filters != filters:
         raise ValueError("belongs to a list with another filter")

@@ -16,19 +16,22 @@ from services.gateway.connection import Connection
 from services.gateway.differences import Differences, Folded
 from services.gateway.frames import PING, bye, live
 from services.gateway.ring import Ready, Ring
-from shared.errors import DatelineError
+from shared.errors import Unavailable
 from shared.metrics import Metrics
 from shared.position import Position
 
 log = structlog.get_logger()
 
 PING_SECONDS = 15
+# One slot of the wheel of pings.
+SLOT_SECONDS = 1.0
 # After this time without a single acknowledged byte a reader that has bytes waiting is given up.
 GIVEN_UP_SECONDS = 600
 # A reader that does not even take its goodbye is cut off.
 GOODBYE_SECONDS_MAX = 10
 BACKLOG_FRAMES_MAX = 1_000
 BRING_UPS_MAX = 32
+MEND_AGAIN_SECONDS = 0.2
 
 Positions = tuple[Position | None, ...]
 
@@ -133,8 +136,9 @@ class Readers:
 
     def begin(self, reader: Reader, i: int, position: Position) -> None:
         """The reader's first read of feed i was of `position`: what a feed without a position is known up to as well."""
-        followed = self._followed[reader.feeds[i]]
-        if followed.position is None:
+        followed = self._followed.get(reader.feeds[i])
+        # A reader that was ended while it read has left already.
+        if followed is not None and followed.position is None:
             followed.position = position
             self._run_backlog(followed)
 
@@ -166,7 +170,7 @@ class Readers:
         followed.position = ready.position
         if ready.kind == "feed" and b'"visibility":"private"' in ready.data:
             self._end_of_public(followed)
-        rendered: dict[Positions, tuple[bytes, Positions]] = {}
+        rendered: dict[tuple[tuple[str, ...], Positions], tuple[bytes, Positions]] = {}
         delivered = 0
         # A copy: a write may end a reader, and an ended reader leaves.
         for reader, i in list(followed.readers.items()):
@@ -177,11 +181,12 @@ class Readers:
                 self._behind(reader)
                 continue
             if reader.joined:
-                known = rendered.get(reader.positions)
+                same = (reader.feeds, reader.positions)
+                known = rendered.get(same)
                 if known is None:
                     after = moved(reader.positions, i, ready.position)
                     known = (ready.wire_with(stream_id(reader.feeds, after)), after)
-                    rendered[reader.positions] = known
+                    rendered[same] = known
                 data, reader.positions = known
             else:
                 data = ready.wire
@@ -216,15 +221,21 @@ class Readers:
                 followed.backlog.popleft()
                 self._dispatch(followed, ready)
                 return
+            if missing is not None and missing.position.n > difference.moment.checkpoint.n:
+                # A frame of what the read models do not hold is none of this history.
+                followed.backlog.popleft()
             # Readers take the difference each from where it stands; the ring begins anew after it.
             followed.position = max(position, difference.moment.checkpoint)
             followed.ring.clear()
             for reader in list(followed.readers):
                 self._behind(reader)
-        except (DatelineError, OSError) as error:
+        except Unavailable as error:
             # The sweep finds the gap again.
             log.warning("gap_not_mended", feed=followed.feed, error=repr(error))
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(MEND_AGAIN_SECONDS)
+        except Exception:
+            log.exception("gap_not_mended", feed=followed.feed)
+            await asyncio.sleep(MEND_AGAIN_SECONDS)
         finally:
             followed.mending = False
             self._run_backlog(followed)
@@ -266,8 +277,12 @@ class Readers:
                         reader.live = True
                         return
                     await self._step(reader, i)
-        except DatelineError as error:
+        except Unavailable as error:
             log.info("reader_not_brought_up", error=repr(error))
+            self.end(reader, "unavailable")
+        except Exception:
+            # A reader that is neither live nor ended would get pings and nothing else, for ever.
+            log.exception("reader_not_brought_up", feeds=reader.feeds)
             self.end(reader, "unavailable")
         finally:
             reader.bringing_up = False
@@ -323,7 +338,7 @@ class Readers:
         loop = asyncio.get_running_loop()
         while True:
             for slot in range(PING_SECONDS):
-                await asyncio.sleep(1)
+                await asyncio.sleep(SLOT_SECONDS)
                 for reader in list(self._wheel[slot]):
                     if not reader.connection.full:
                         reader.stalled_since = None

@@ -4,6 +4,7 @@ Owns the way from read models to ready bytes; documents are joined, never decode
 would tear: a retraction between two of them, and the bytes stand under the wrong position.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ from shared.redis import Redis, Script
 
 DIFFERENCE_DOCUMENTS_MAX = 200
 DIFFERENCE_BYTES_MAX = 512 * 1024
+
+# What is no feed id is not looked up: "story:g1:i:tag" and ":active" would spell a key of another kind.
+FEED_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 
 _page = Script(__file__, "page.lua", read_only=True)
 _difference = Script(__file__, "difference.lua", read_only=True)
@@ -90,6 +94,8 @@ class Reads:
         self, feed: str, filters: Filters, *, limit: int, after: str | None = None, unread_since: Position | None = None
     ) -> Page | None:
         """`after` is a cursor's key; `unread_since` counts the live entries first published after it."""
+        if not FEED_ID.fullmatch(feed):
+            return None
         keys = self._keys.feed(feed)
         first = after is None and filters.order == "newest"
         args: list[str | int] = [
@@ -128,6 +134,8 @@ class Reads:
     async def difference(
         self, feed: str, *, after: Position, documents_max: int = DIFFERENCE_DOCUMENTS_MAX
     ) -> Difference | None:
+        if not FEED_ID.fullmatch(feed):
+            return None
         keys = self._keys.feed(feed)
         key = "" if after == ORIGIN else f"{after.n:020d}"
         args = (keys.generation, key, documents_max, DIFFERENCE_BYTES_MAX)
@@ -145,6 +153,8 @@ class Reads:
         )
 
     async def document(self, feed: str, entry: str | None = None) -> Found | None:
+        if not FEED_ID.fullmatch(feed):
+            return None
         keys = self._keys.feed(feed)
         answer = await _document(self._redis, (keys.active, keys.head), (keys.generation, entry or ""))
         if not answer[0] or answer[2] is None:

@@ -16,9 +16,9 @@ from services.gateway.cursor import Filters, Order
 from services.gateway.differences import Differences, Folded
 from services.gateway.frames import bye, frame, live, reset, retry
 from services.gateway.readers import Reader, Readers
-from services.gateway.reads import Found, Moment, Reads
+from services.gateway.reads import FEED_ID, Found, Moment, Reads
 from services.gateway.waiting import Arrivals, read_at
-from shared.errors import DatelineError, FeedNotFound, StalePosition, Unavailable
+from shared.errors import FeedNotFound, StalePosition, Unavailable
 from shared.http import Tokens, cors
 from shared.metrics import Metrics
 from shared.position import Position
@@ -118,8 +118,14 @@ class Streams:
             reader.send(retry())
             try:
                 await self._begin(reader, wish)
-            except DatelineError as error:
+            except FeedNotFound:
+                self._readers.end(reader, "expired")
+            except (Unavailable, StalePosition) as error:
                 log.info("stream_not_begun", feeds=wish.feeds, error=repr(error))
+                self._readers.end(reader, "unavailable")
+            except Exception:
+                # The head is sent: there is no other answer to give.
+                log.exception("stream_failed", feeds=wish.feeds)
                 self._readers.end(reader, "unavailable")
             else:
                 reader.begun = True
@@ -136,6 +142,8 @@ class Streams:
             if isinstance(last, Position):
                 reader.positions = (*reader.positions[:i], last, *reader.positions[i + 1 :])
         for i, last in enumerate(lasts):
+            # One feed's beginning waits in memory at most, however many there are.
+            await reader.connection.drained()
             if last is _MALFORMED:
                 await self._reset(reader, i, "position", wish)
             elif isinstance(last, Position):
@@ -150,12 +158,13 @@ class Streams:
     async def _resume(self, reader: Reader, i: int, last: Position, wish: Wish) -> None:
         feed = reader.feeds[i]
 
-        async def read() -> Folded | None:
-            return await self._differences.since(feed, last)
+        async def read() -> Folded:
+            difference = await self._differences.since(feed, last)
+            if difference is None or _hidden(difference.moment, reader.sees_private):
+                raise FeedNotFound(feed)
+            return difference
 
         difference = await read()
-        if difference is None or _hidden(difference.moment, reader.sees_private):
-            raise FeedNotFound(feed)
         head = difference.moment.head
         if last.epoch < head.epoch:
             await self._reset(reader, i, "epoch", wish)
@@ -248,7 +257,13 @@ def _last_positions(wish: Wish) -> list[Position | str | None]:
 
 def _pairs(text: str) -> dict[str, Position] | None:
     """`feed:position` pairs joined by `,`; None when they are not."""
-    try:
-        return {feed: Position.parse(at) for feed, _, at in (pair.rpartition(":") for pair in text.split(","))}
-    except ValueError:
-        return None
+    pairs = {}
+    for pair in text.split(","):
+        feed, _, at = pair.partition(":")
+        if not FEED_ID.fullmatch(feed):
+            return None
+        try:
+            pairs[feed] = Position.parse(at)
+        except ValueError:
+            return None
+    return pairs

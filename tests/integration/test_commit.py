@@ -35,6 +35,7 @@ from shared.events import (
     KeyEventUnmarked,
     RetractionReason,
 )
+from shared.fold import FOLD_VERSION
 from shared.instants import milliseconds_of
 from shared.keys import Keys
 from shared.log import Append, Appended, Guards, Log
@@ -232,13 +233,14 @@ async def test_a_feed_without_a_head_stays_dirty(redis: Redis, keys: Keys, proje
     assert await is_dirty(redis, keys, FEED)
 
 
-async def test_the_first_commit_makes_a_generation_that_names_its_read_models(
+async def test_the_first_commit_makes_a_generation_that_names_its_read_models_and_its_fold(
     redis: Redis, keys: Keys, projection: Projection
 ) -> None:
     await projection.step()
     assert await redis.get(keys.feed(FEED).active) == b"1"
-    models = await command(redis, "HGET", keys.feed(FEED).of_generation(1).meta, "read_models")
+    models, fold = await command(redis, "HMGET", keys.feed(FEED).of_generation(1).meta, "read_models", "fold")
     assert models.decode().split(",") == list(READ_MODELS)
+    assert int(fold) == FOLD_VERSION
 
 
 async def test_feeds_are_listed_by_their_last_activity(redis: Redis, keys: Keys, projection: Projection) -> None:
@@ -299,7 +301,7 @@ async def test_a_commit_takes_at_most_100_events(redis: Redis, keys: Keys, log: 
     sizes = []
     for more in (True, True, False):
         pending, commit, _ = item = await projection.prepared()
-        assert pending.more is more
+        assert pending.more is commit.more is more
         sizes.append(len(commit.frames))
         assert await projection.commit(item) == "committed"
     assert EVENTS_PER_COMMIT_MAX == 100 and sizes == [100, 100, 54]
@@ -317,9 +319,27 @@ async def test_a_commit_takes_at_most_1_megabyte_and_one_event_however_large(
         pending, commit, _ = item = await projection.prepared()
         taken.append([str(frame.position) for frame in commit.frames])
         assert await projection.commit(item) == "committed"
-        if not pending.more:
+        if not commit.more:
             break
     assert taken == [["1-1", "1-2", "1-3", "1-4", "1-5"], ["1-6"], ["1-7"], ["1-8", "1-9"]]
+    await assert_equals_its_fold(redis, keys)
+
+
+async def test_a_commit_is_bounded_by_what_it_renders_too(
+    redis: Redis, keys: Keys, log: Log, projection: Projection
+) -> None:
+    """Flags are small, and each renders its whole entry."""
+    await add(log, published("large", headline="x" * (BYTES_PER_COMMIT_MAX // 4)))
+    await projection.to_head()
+    flags: list[Event] = [KeyEventMarked(entry="large"), KeyEventUnmarked(entry="large")] * 5
+    await add(log, *flags)
+    sizes = []
+    for more in (True, True, False):
+        pending, commit, _ = item = await projection.prepared()
+        assert (pending.more, commit.more) == (False, more)
+        sizes.append(len(commit.frames))
+        assert await projection.commit(item) == "committed"
+    assert sizes == [4, 4, 2]
     await assert_equals_its_fold(redis, keys)
 
 
@@ -535,6 +555,19 @@ async def test_a_generation_with_a_read_model_of_a_newer_release_is_left_alone(
     await command(redis, "HSET", keys.feed(FEED).of_generation(1).meta, "read_models", "chronological,by_mood")
     before = await dump(redis, keys)
     with pytest.raises(NewerLog, match="by_mood"):
+        await projection.prepared()
+    assert await dump(redis, keys) == before
+
+
+@pytest.mark.parametrize("version", [FOLD_VERSION + 1, FOLD_VERSION - 1])
+async def test_a_generation_of_another_fold_is_left_alone(
+    redis: Redis, keys: Keys, projection: Projection, version: int
+) -> None:
+    """Two folds must not mix in one generation, and an older release must not spoil what a newer one built."""
+    await projection.step(events_max=2)
+    await command(redis, "HSET", keys.feed(FEED).of_generation(1).meta, "fold", str(version))
+    before = await dump(redis, keys)
+    with pytest.raises(NewerLog, match=f"version {version}"):
         await projection.prepared()
     assert await dump(redis, keys) == before
 

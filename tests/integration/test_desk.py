@@ -112,9 +112,9 @@ class Newsroom:
         await self.projection.take_shard()
         if self.progress == "always":
             await self.projection.to_head()
-        elif waiting := (await self.projection.commits.pending([FEED]))[0].entries:
-            # Half of what waits, so that checkpoints come to stand between the events of one decision.
-            await self.projection.step(events_max=max(1, len(waiting) // 2))
+        elif half := len((await self.projection.commits.pending([FEED]))[0].entries) // 2:
+            # Checkpoints come to stand between the events of one decision, and never at the head.
+            await self.projection.step(events_max=half)
 
 
 @pytest.fixture(params=["never", "half way", "always"])
@@ -268,6 +268,32 @@ async def test_a_retraction_takes_its_pin_with_it(newsroom: Newsroom) -> None:
     assert events.count(EntryPinned) == PINS_MAX + 1
 
 
+async def test_pins_that_no_projector_saw_yet_count_for_entries_that_it_did(redis: Redis, keys: Keys) -> None:
+    newsroom = Newsroom(redis, keys, "always")
+    await newsroom.does(opening())
+    await newsroom.does(*[publishing(f"e{number}") for number in range(PINS_MAX + 2)], batch=True)
+    await newsroom.does(*[pinning(f"e{number}") for number in range(PINS_MAX - 1)], batch=True)
+    await newsroom.project()
+    newsroom.progress = "never"
+    await newsroom.does(pinning("e9"))
+    await newsroom.refuses(TooManyPins, pinning("e10"))
+
+
+@pytest.mark.parametrize("freeing", [unpinning("e0"), retracting("e0")])
+async def test_pins_that_no_projector_saw_go_yet_are_free_for_entries_that_it_did_see(
+    redis: Redis, keys: Keys, freeing: Command
+) -> None:
+    newsroom = Newsroom(redis, keys, "always")
+    await newsroom.does(opening())
+    await newsroom.does(*[publishing(f"e{number}") for number in range(PINS_MAX + 2)], batch=True)
+    await newsroom.does(*[pinning(f"e{number}") for number in range(PINS_MAX)], batch=True)
+    await newsroom.project()
+    newsroom.progress = "never"
+    await newsroom.does(freeing)
+    assert entry_of(await newsroom.does(pinning("e10"))).pinned
+    await newsroom.refuses(TooManyPins, pinning("e11"))
+
+
 async def test_an_unpinned_entry_is_pinned_again_in_a_new_place(newsroom: Newsroom) -> None:
     await newsroom.does(publishing("e1"))
     first = entry_of(await newsroom.does(pinning("e1")))
@@ -310,6 +336,18 @@ async def test_a_closed_feed_takes_no_new_entries_and_everything_else(newsroom: 
     await newsroom.does(retracting("e1"))
     await newsroom.does(revising(status="open"))
     assert (await newsroom.does(publishing("e2"))).created
+
+
+async def test_a_decision_is_right_behind_a_lag_of_hundreds_of_events(redis: Redis, keys: Keys) -> None:
+    newsroom = Newsroom(redis, keys, "never")
+    await newsroom.does(opening())
+    await newsroom.does(publishing("first"))
+    for part in range(2):
+        await newsroom.does(*[publishing(f"{part}-{number}") for number in range(150)], batch=True)
+    corrected = await newsroom.does(correcting("first", 1, headline="Goal"))
+    assert corrected.position == Position(1, 303)
+    await newsroom.does(*[correcting(f"1-{number}", 1, headline="Goal") for number in range(150)], batch=True)
+    await newsroom.refuses(RevisionConflict, correcting("1-149", 1, headline="Own goal"))
 
 
 # Batches
@@ -498,6 +536,40 @@ async def test_a_desk_that_never_gets_its_turn_gives_up_and_appends_nothing(
         await carry_out(Desk(busy, Metrics()), FEED, correcting("e1", 1, headline="Goal"))
     assert busy.turns == ATTEMPTS_MAX
     assert await dump(redis, keys) == before
+
+
+async def test_a_crowd_at_the_door_is_told_so_and_the_door_opens_again(
+    redis: Redis, keys: Keys, meeting: Meeting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desk_module, "AT_ONCE_MAX", 2)
+    monkeypatch.setattr(desk_module, "WAIT_SECONDS_MAX", 0.05)
+    inside = asyncio.Event()
+    let_go = asyncio.Event()
+
+    class Slow(Log):
+        looks = 0
+
+        async def look(self, feed: str, *, entries: Sequence[str], pins: bool, command: str | None) -> Looked:
+            self.looks += 1
+            if self.looks == 2:
+                inside.set()
+            await let_go.wait()
+            return await super().look(feed, entries=entries, pins=pins, command=command)
+
+    desk = Desk(Slow(redis, keys), Metrics())
+    slow = [asyncio.create_task(carry_out(desk, FEED, publishing(f"slow-{i}"))) for i in range(2)]
+    await inside.wait()
+    before = await dump(redis, keys)
+    with pytest.raises(Unavailable, match="nothing was appended"):
+        await asyncio.wait_for(carry_out(desk, FEED, publishing("outside")), timeout=5)
+    assert await dump(redis, keys) == before
+    let_go.set()
+    assert [outcome.created for outcome in await asyncio.gather(*slow)] == [True, True]
+    # Those that were refused, for whatever reason, do not stay in the door.
+    for _ in range(3):
+        with pytest.raises(EntryNotFound):
+            await carry_out(desk, FEED, pinning("e9"))
+    assert (await carry_out(desk, FEED, publishing("outside"))).created
 
 
 # Idempotency keys

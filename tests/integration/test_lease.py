@@ -106,6 +106,13 @@ async def test_a_released_shard_is_free_at_once_and_its_fence_goes_on_growing(le
     assert await lease.take("a") == fence + 2
 
 
+async def test_a_lease_without_an_owner_is_free_whatever_its_time(lease: Lease) -> None:
+    await lease.take("a")
+    await command(lease.redis, "HSET", lease.key, "owner", "")
+    assert await lease.left_milliseconds() > 0
+    assert await lease.take("b") == 2
+
+
 @pytest.mark.parametrize(("owner", "fence"), [("a", 0), ("a", 1), ("a", 3), ("b", 2), ("", 2)])
 async def test_a_wrong_fence_or_a_wrong_owner_cannot_release(
     redis: Redis, keys: Keys, lease: Lease, owner: str, fence: int

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from services.cli.embedded import DataDir, EmbeddedServer, server_binary
 from services.projector import worker as worker_module
 from services.projector.worker import FEEDS_PER_ROUND_MAX, Projector
-from shared.errors import Corrupted
+from shared.errors import Corrupted, OutcomeUnknown
 from shared.events import Encoded, EntryPinned
 from shared.keys import SHARDS, Keys
 from shared.log import Append, Appended, Log
@@ -30,8 +30,10 @@ from tests.integration.builders import (
     Projection,
     appending,
     appending_entry,
+    carry_out,
     checkpoint,
     damaged,
+    desk_of,
     dump,
     encoded,
     eventually,
@@ -44,6 +46,7 @@ from tests.integration.builders import (
     log_positions,
     open_feed,
     published,
+    publishing,
 )
 from tests.proxy import Proxy
 
@@ -253,6 +256,9 @@ async def test_a_long_log_is_folded_commit_after_commit_without_another_wake_up(
     await a_feed(log, entries=0)
     for batch in range(2):
         await log.append(FEED, appending(*[published(f"b{batch}-{number}") for number in range(180)]))
+    # The last commits end at what they render, not at the number of events.
+    await log.append(FEED, appending(published("large", headline="x" * 300_000)))
+    await log.append(FEED, appending(*[EntryPinned(entry="large")] * 12))
     monkeypatch.setattr(worker_module, "SWEEP_SECONDS", NEVER_SECONDS)
     async with projecting(server.url, keys):
         await projected(redis, keys)
@@ -312,6 +318,10 @@ async def test_a_projector_stopped_past_its_lease_is_fenced_and_changes_nothing(
         if not first_commit:
             await a_feed(log)
             await projected(redis, keys)
+        # No renewal may tell it before the commit does.
+        quick.setattr(worker_module, "RENEW_SECONDS", NEVER_SECONDS)
+        renewed = projector.last_renewal
+        await eventually(lambda: projector.last_renewal > renewed)
         # It read, it folded, its commit is on the way, and it stands still while its time runs out.
         commit = proxy.stall("request", of=OF_COMMIT)
         if first_commit:
@@ -338,17 +348,19 @@ async def test_a_commit_that_another_made_meanwhile_is_not_made_twice(
     async with Proxy(server.url) as proxy, projecting(proxy.url, keys) as projector:
         await a_feed(log)
         await projected(redis, keys)
+        await eventually(lambda: projector.listens)
+        quick.setattr(worker_module, "SWEEP_SECONDS", NEVER_SECONDS)
         commit = proxy.stall("request", of=OF_COMMIT)
-        await log.append(FEED, appending_entry("meanwhile"))
+        await log.append(FEED, appending(published("e7"), published("e8")))
         await commit.struck.wait()
         fence = int(await command(redis, "HGET", keys.shard(SHARD).lease, "fence"))
-        await Projection(redis, keys, FEED, fence=fence).step()
+        await Projection(redis, keys, FEED, fence=fence).step(events_max=1)
         with capture_logs() as logs:
             proxy.go_on()
             await eventually(lambda: any(line["event"] == "commit_refused" for line in logs))
+            # It looks again by itself at what is left.
+            await projected(redis, keys)
         assert [line["why"] for line in logs if line["event"] == "commit_refused"] == ["moved"]
-        await log.append(FEED, appending_entry("afterwards"))
-        await projected(redis, keys)
         assert SHARD in projector.shards
 
 
@@ -457,6 +469,39 @@ async def test_a_quarantined_event_rings_an_alarm_and_the_feed_goes_on(
     assert counted("dateline_events_folded_total") == 4
 
 
+async def test_the_alarm_rings_though_the_answer_to_the_commit_was_lost(
+    server: Any, redis: Redis, keys: Keys, log: Log, quick: pytest.MonkeyPatch
+) -> None:
+    await a_feed(log)
+    async with Proxy(server.url) as proxy, projecting(proxy.url, keys):
+        await projected(redis, keys)
+        lost = proxy.cut("reply", of=OF_COMMIT)
+        with capture_logs() as logs:
+            await log.append(FEED, appending(damaged(published("e9"))))
+            await eventually(lambda: any(line["event"] == "event_quarantined" for line in logs))
+        assert lost.fired == 1
+        await projected(redis, keys)
+
+
+async def test_a_shard_that_could_not_even_be_released_is_left_all_the_same(
+    server: Any, redis: Redis, keys: Keys, log: Log, quick: pytest.MonkeyPatch
+) -> None:
+    elsewhere = feed_in_shard(SHARD + 1)
+    await a_feed(log)
+    async with Proxy(server.url) as proxy, projecting(proxy.url, keys) as projector:
+        await projected(redis, keys)
+        await eventually(lambda: projector.listens)
+        quick.setattr(worker_module, "RENEW_SECONDS", NEVER_SECONDS)
+        renewed = projector.last_renewal
+        await eventually(lambda: projector.last_renewal > renewed)
+        release = proxy.cut("request", of=OF_LEASE, times=2)
+        await log.append(FEED, appending(of_a_newer_release()))
+        await eventually(lambda: release.fired == 2)
+        await a_feed(log, elsewhere)
+        await projected(redis, keys, elsewhere)
+        assert SHARD not in projector.shards
+
+
 async def test_damage_to_the_log_stops_the_projector(
     server: Any, redis: Redis, keys: Keys, log: Log, quick: pytest.MonkeyPatch
 ) -> None:
@@ -510,15 +555,19 @@ async def test_a_commit_that_could_not_be_made_is_made_when_the_network_is_back(
         assert "commit_not_done" in {line["event"] for line in logs}
 
 
-@pytest.mark.parametrize("name", ["valkey", "redis"])
-async def test_a_server_that_restarts_is_outlived(
-    tmp_path_factory: pytest.TempPathFactory, name: str, keys: Keys, quick: pytest.MonkeyPatch
-) -> None:
-    binary = server_binary() if name == "valkey" else shutil.which("redis-server")
-    if binary is None:
+@pytest.fixture(params=["valkey", "redis"])
+def binary(request: pytest.FixtureRequest) -> Path:
+    found = server_binary() if request.param == "valkey" else shutil.which("redis-server")
+    if found is None:
         pytest.skip("redis-server is not installed")
+    return Path(found)
+
+
+async def test_a_server_that_restarts_is_outlived(
+    tmp_path_factory: pytest.TempPathFactory, binary: Path, keys: Keys, quick: pytest.MonkeyPatch
+) -> None:
     with DataDir.lock(tmp_path_factory.mktemp("s")) as data_dir:
-        running = await EmbeddedServer.start(data_dir, binary=Path(binary))
+        running = await EmbeddedServer.start(data_dir, binary=binary)
         redis = connect(running.url)
         try:
             log = Log(redis, keys)
@@ -528,7 +577,7 @@ async def test_a_server_that_restarts_is_outlived(
                 with capture_logs() as logs:
                     await running.stop()
                     await eventually(lambda: any(line["event"] == "leases_not_renewed" for line in logs))
-                    running = await EmbeddedServer.start(data_dir, binary=Path(binary))
+                    running = await EmbeddedServer.start(data_dir, binary=binary)
                 await log.append(FEED, appending_entry("after-the-restart"))
                 # The new process knows none of the scripts.
                 await projected(redis, keys)
@@ -536,3 +585,44 @@ async def test_a_server_that_restarts_is_outlived(
         finally:
             await redis.aclose()
             await running.stop()
+
+
+@asynccontextmanager
+async def plain_server(binary: Path, directory: Path) -> AsyncIterator[str]:
+    """A server of the test's own that lets it change settings; gives its URL."""
+    socket = directory / "socket"
+    process = await asyncio.create_subprocess_exec(
+        binary,
+        *("--port", "0", "--unixsocket", str(socket), "--dir", str(directory), "--save", "", "--appendonly", "no"),
+        stdout=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        await eventually(socket.exists)
+        yield f"unix://{socket}"
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def test_a_server_that_refuses_writes_for_a_while_is_outlived(
+    tmp_path_factory: pytest.TempPathFactory, binary: Path, keys: Keys, quick: pytest.MonkeyPatch
+) -> None:
+    """As a full disk or a failover has it: reads are answered, writes are not carried out."""
+    async with plain_server(binary, tmp_path_factory.mktemp("s")) as url:
+        redis = connect(url)
+        try:
+            log = Log(redis, keys)
+            desk = desk_of(redis, keys)
+            await a_feed(log)
+            async with projecting(url, keys):
+                await projected(redis, keys)
+                with capture_logs() as logs:
+                    await command(redis, "CONFIG", "SET", "min-replicas-to-write", "1")
+                    with pytest.raises(OutcomeUnknown):
+                        await carry_out(desk, FEED, publishing("e9"))
+                    await eventually(lambda: any(line["event"] == "leases_not_renewed" for line in logs))
+                await command(redis, "CONFIG", "SET", "min-replicas-to-write", "0")
+                assert (await carry_out(desk, FEED, publishing("e9"))).created
+                await projected(redis, keys)
+        finally:
+            await redis.aclose()
