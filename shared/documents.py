@@ -3,16 +3,29 @@
 Owns the shapes and their JSON. How events become documents is `fold`'s business, which of them a page lists `read_models`'.
 """
 
+import re
 from typing import Literal
 
 import msgspec
 from msgspec import Struct
+
+# Also what makes an id safe in a key: "story:g1:i:tag" would spell a key of another kind.
+_FEED_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+_ENTRY_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 # Part of every page's and feed's ETag: raised when the same log comes to render other bytes.
 SCHEMA = 1
 
 Visibility = Literal["public", "private"]
 FeedStatus = Literal["open", "paused", "closed"]
+
+
+def is_feed_id(text: str) -> bool:
+    return _FEED_ID.fullmatch(text) is not None
+
+
+def is_entry_id(text: str) -> bool:
+    return _ENTRY_ID.fullmatch(text) is not None
 
 
 class Image(Struct, frozen=True, forbid_unknown_fields=True):

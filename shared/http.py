@@ -1,12 +1,9 @@
-"""HTTP: what writer and gateway share at their edge: problems, bodies, tokens, conditional requests, health.
+"""HTTP: what writer and gateway share at their edge: the outermost layer, bodies, conditional requests, health.
 
-Owns the one table from error codes to status codes (RFC 9457) and the middleware that applies it. Routes stand with their
-service.
+Owns the application that routes are put into. Routes stand with their service, the form of errors in `problems`.
 """
 
 import asyncio
-import hashlib
-import hmac
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
@@ -22,49 +19,19 @@ from shared.errors import (
     Corrupted,
     DatelineError,
     Malformed,
-    Unauthorized,
     Unavailable,
     UnsupportedMediaType,
 )
+from shared.lifecycle import FATAL
 from shared.metrics import Metrics
+from shared.problems import RETRY_AFTER_SECONDS, STATUS, Internal, MethodNotAllowed, NoSuchPath, problem
 
 log = structlog.get_logger()
 
 BODY_BYTES_MAX = 256 * 1024
 BATCH_BODY_BYTES_MAX = 1024 * 1024
 BODY_SECONDS_MAX = 30.0
-RETRY_AFTER_SECONDS = 1
 HEALTH_CHECK_SECONDS = 2.0
-
-PROBLEM_TYPE = "urn:dateline:problem:"
-
-# Code -> status and title: the whole mapping, every problem that Dateline sends.
-STATUS: Mapping[str, tuple[int, str]] = {
-    "malformed": (400, "The request cannot be parsed"),
-    "unauthorized": (401, "A valid token is required"),
-    "not-found": (404, "There is nothing here"),
-    "feed-not-found": (404, "There is no such feed"),
-    "entry-not-found": (404, "There is no such entry"),
-    "method-not-allowed": (405, "The method is not allowed here"),
-    "body-too-slow": (408, "The body did not arrive in time"),
-    "entry-exists": (409, "Another entry has this id"),
-    "feed-closed": (409, "The feed is closed"),
-    "too-many-pins": (409, "No more entries can be pinned"),
-    "event-quarantined": (409, "The entry rests on an event in quarantine"),
-    "entry-retracted": (410, "The entry is retracted"),
-    "stale-position": (410, "The position is not one of this history"),
-    "feed-exists": (412, "The feed exists already"),
-    "revision-conflict": (412, "The entry has another revision"),
-    "body-too-large": (413, "The body is too large"),
-    "unsupported-media-type": (415, "The body must be JSON"),
-    "invalid": (422, "The request is not valid"),
-    "idempotency-key-reused": (422, "The idempotency key belongs to another request"),
-    "precondition-required": (428, "If-Match is required"),
-    "internal": (500, "Something is wrong with Dateline"),
-    "unavailable": (503, "Temporarily unavailable"),
-    "outcome-unknown": (503, "The outcome is unknown"),
-    "position-not-yet-readable": (503, "The position is not readable yet"),
-}
 
 _READS = {hdrs.METH_GET, hdrs.METH_HEAD}
 _CORS_REQUEST_HEADERS = "Last-Event-ID, If-None-Match"
@@ -91,28 +58,6 @@ def application(routes: Iterable[web.RouteDef], *, metrics: Metrics, checks: Map
         ]
     )
     return app
-
-
-def problem(error: DatelineError, *, request_id: str) -> web.Response:
-    """RFC 9457 document of an error, with its facts as further members."""
-    status, title = STATUS[error.code]
-    facts = {name: value for name, value in error.facts.items() if name != "errors"}
-    body = {
-        "type": PROBLEM_TYPE + error.code,
-        "title": title,
-        "status": status,
-        "detail": error.detail,
-        "request_id": request_id,
-        "errors": [{"path": path, "message": message} for path, message in error.facts.get("errors", [])],
-        **facts,
-    }
-    response = web.Response(status=status, body=msgspec.json.encode(body), content_type="application/problem+json")
-    response.headers[hdrs.CACHE_CONTROL] = "no-store"
-    if status == 503:
-        response.headers[hdrs.RETRY_AFTER] = str(RETRY_AFTER_SECONDS)
-    if status == 401:
-        response.headers[hdrs.WWW_AUTHENTICATE] = 'Bearer realm="dateline"'
-    return response
 
 
 def json_response(body: bytes, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -145,32 +90,6 @@ async def read_json(request: web.Request, *, bytes_max: int = BODY_BYTES_MAX, re
     if required and not body:
         raise Malformed("a JSON body is required")
     return bytes(body)
-
-
-class Tokens:
-    """Who may do what. Only the token's SHA-256 is kept."""
-
-    def __init__(self, ops_token: str | None) -> None:
-        self._ops = hashlib.sha256(ops_token.encode()).digest() if ops_token else None
-
-    def holder(self, request: web.Request) -> str | None:
-        """The name of the token that the request carries, None without one; Unauthorized for one that is not ours."""
-        header = request.headers.get(hdrs.AUTHORIZATION)
-        if header is None:
-            return None
-        scheme, _, token = header.partition(" ")
-        # Headers may hold any bytes; those that are not UTF-8 come as lone surrogates.
-        given = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
-        if scheme.lower() != "bearer" or self._ops is None or not hmac.compare_digest(given, self._ops):
-            raise Unauthorized("the token is not valid here")
-        return "ops"
-
-    def require(self, request: web.Request) -> str:
-        """The holder's name; Unauthorized without a token."""
-        holder = self.holder(request)
-        if holder is None:
-            raise Unauthorized("send `Authorization: Bearer <token>`")
-        return holder
 
 
 def etags(header: str) -> list[str]:
@@ -217,7 +136,7 @@ def _edge(metrics: Metrics) -> Any:
             raise
         except Exception:
             log.exception("request_failed", request_id=request_id, method=request.method, path=request.path)
-            response = _answer(_Internal("the log has the facts under this request id"), request, request_id, metrics)
+            response = _answer(Internal("the log has the facts under this request id"), request, request_id, metrics)
         if not response.prepared:
             response.headers["X-Request-Id"] = request_id
             response.headers[hdrs.SERVER] = "Dateline"
@@ -225,18 +144,6 @@ def _edge(metrics: Metrics) -> Any:
         return response
 
     return edge
-
-
-class _Internal(DatelineError):
-    code = "internal"
-
-
-class _NotFound(DatelineError):
-    code = "not-found"
-
-
-class _MethodNotAllowed(DatelineError):
-    code = "method-not-allowed"
 
 
 def cors(request: web.Request, response: web.StreamResponse) -> None:
@@ -250,12 +157,15 @@ def _answer(error: DatelineError, request: web.Request, request_id: str, metrics
     metrics.problems.labels(error.code).inc()
     if isinstance(error, Corrupted):
         log.critical("corrupted", request_id=request_id, detail=error.detail)
-        error = _Internal("Dateline's own data does not hold together; the log has the facts")
+        fatal = request.app.get(FATAL)
+        if fatal is not None and not fatal.done():
+            fatal.set_exception(error)
+        error = Internal("Dateline's own data does not hold together; the log has the facts")
     elif isinstance(error, Unavailable):
         log.warning("unavailable", request_id=request_id, code=error.code, detail=error.detail)
     elif error.code not in STATUS:
         log.error("unexpected_error", request_id=request_id, code=error.code, detail=error.detail)
-        error = _Internal("the log has the facts under this request id")
+        error = Internal("the log has the facts under this request id")
     response = problem(error, request_id=request_id)
     if not request.content.is_eof() or request.content.exception() is not None:
         # What is left of a refused body is not read: the connection cannot be used again.
@@ -266,7 +176,7 @@ def _answer(error: DatelineError, request: web.Request, request_id: str, metrics
 def _allowed(error: web.HTTPMethodNotAllowed, request: web.Request, request_id: str, metrics: Metrics) -> web.Response:
     allow = ", ".join(sorted({*error.allowed_methods, hdrs.METH_OPTIONS}))
     if request.method != hdrs.METH_OPTIONS:
-        refused = _answer(_MethodNotAllowed(f"allowed here: {allow}"), request, request_id, metrics)
+        refused = _answer(MethodNotAllowed(f"allowed here: {allow}"), request, request_id, metrics)
         refused.headers[hdrs.ALLOW] = allow
         return refused
     response = web.Response(status=204, headers={hdrs.ALLOW: allow})
@@ -281,7 +191,7 @@ def _allowed(error: web.HTTPMethodNotAllowed, request: web.Request, request_id: 
 
 def _translated(error: web.HTTPException) -> DatelineError:
     if error.status == 404:
-        return _NotFound("no such path")
+        return NoSuchPath("no such path")
     if error.status == 413:
         return BodyTooLarge("the body is too large")
     return Malformed(error.reason)

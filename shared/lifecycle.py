@@ -24,6 +24,9 @@ log = structlog.get_logger()
 
 WAIT_FOR_SERVER_SECONDS = 1.0
 
+# Set by a handler that found our own data broken: the process then stops, loudly.
+FATAL: web.AppKey[asyncio.Future[None]] = web.AppKey("fatal", asyncio.Future)
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -88,11 +91,12 @@ async def listen(
     drain_seconds: float,
     on_listening: Callable[[str], Awaitable[None]],
 ) -> None:
-    """Serve `app` until cancelled; then stop accepting, drain within `drain_seconds`, and close.
+    """Serve `app` until cancelled or a handler fails for good; then stop accepting, drain, and close.
 
-    `drain` ends what would not end by itself; requests under way are finished. `on_listening` is called with the address
-    that was bound, once it accepts.
+    `drain` ends what would not end by itself, requests under way are finished, within `drain_seconds`.
+    `on_listening` is called with the address that was bound, once it accepts.
     """
+    app[FATAL] = asyncio.get_running_loop().create_future()
     under_way = _UnderWay()
     app.middlewares.insert(0, under_way.middleware())
     # A parked stream must notice that its reader went away; what draining leaves over is closed at once.
@@ -108,7 +112,7 @@ async def listen(
         shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
         try:
             await on_listening(f"http://{shown}:{bound[1]}")
-            await asyncio.Event().wait()
+            await app[FATAL]
         finally:
             under_way.draining = True
             await site.stop()

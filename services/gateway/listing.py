@@ -11,8 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from msgspec import Meta, Struct
 
-from services.gateway.reads import FEED_ID
-from shared.documents import Feed, parse_feed
+from shared.documents import Feed, is_feed_id, parse_feed
 from shared.keys import SHARDS, Keys
 from shared.redis import Redis, Script, run_pipeline
 
@@ -45,7 +44,7 @@ class Place(NamedTuple):
 class _Cursor(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     filters: FeedFilters
     activity: Annotated[int, Meta(ge=0, lt=10**15)]
-    feed: Annotated[str, Meta(pattern=rf"\A{FEED_ID.pattern}\Z")]
+    feed: str
 
 
 class Listed(NamedTuple):
@@ -120,6 +119,8 @@ def read_listing_cursor(text: str, filters: FeedFilters) -> Place:
         cursor = msgspec.json.decode(raw, type=_Cursor)
     except (ValueError, msgspec.MsgspecError) as error:
         raise ValueError("is no cursor") from error
+    if not is_feed_id(cursor.feed):
+        raise ValueError("is no cursor")
     if cursor.filters != filters:
         raise ValueError("belongs to a list with another filter")
     return Place(cursor.activity, cursor.feed)

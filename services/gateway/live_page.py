@@ -15,8 +15,8 @@ from services.gateway.cursor import Filters
 from services.gateway.listing import FeedFilters, Listing
 from services.gateway.reads import Reads
 from shared.errors import FeedNotFound
-from shared.http import Tokens
 from shared.redis import redis_errors
+from shared.tokens import Tokens
 
 ENTRIES = 50
 

@@ -17,9 +17,10 @@ from services.gateway.reads import Difference, Found, Moment, Reads
 from services.gateway.waiting import Arrivals, OfAMoment, check_history, read_at
 from shared.documents import SCHEMA, FeedStatus
 from shared.errors import EntryNotFound, FeedNotFound
-from shared.http import Tokens, json_response, not_modified
+from shared.http import json_response, not_modified
 from shared.position import ORIGIN, Position
 from shared.redis import redis_errors
+from shared.tokens import Tokens
 
 PUBLIC = "public, max-age=0, s-maxage=1"
 PRIVATE = "private, no-store"
@@ -38,6 +39,7 @@ class Pages:
     async def feeds(self, request: web.Request) -> web.Response:
         holder = self._tokens.holder(request)
         query = request.query
+        params.only(query, "topic", "status", "language", "cursor", "limit")
         status = query.get("status")
         if status is not None and status not in FeedStatus.__args__:  # type: ignore[attr-defined]
             raise params.refuse("status", "is open, paused or closed")
@@ -72,6 +74,9 @@ class Pages:
 
     async def entries(self, request: web.Request) -> web.Response:
         feed, query = request.match_info["feed"], request.query
+        params.only(
+            query, "order", "limit", "cursor", "since", "until", "tag", "key_events", "min_position", "unread_since"
+        )
         filters = params.filters(query)
         limit = params.limit(query)
         after = _cursor(query.get("cursor"), lambda text: read_cursor(text, feed, filters))
@@ -88,6 +93,7 @@ class Pages:
 
     async def changes(self, request: web.Request) -> web.Response:
         feed, query = request.match_info["feed"], request.query
+        params.only(query, "after", "limit", "min_position")
         after = params.position(query, "after")
         limit = params.limit(query)
 
@@ -112,6 +118,7 @@ class Pages:
 
     async def _found(self, request: web.Request, entry: str | None) -> Found:
         feed = request.match_info["feed"]
+        params.only(request.query, "min_position")
         return await self._read(request, lambda: self._reads.document(feed, entry))
 
     async def _read(

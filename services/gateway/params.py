@@ -1,9 +1,10 @@
 """Query parameters: read, checked and named in the refusal. Pure.
 
-Owns their syntax. Parameters that Dateline does not know are ignored, as caches and analytics add their own.
+Owns their syntax. A parameter that a call does not know is refused like an unknown field: ignored, it would give another
+answer than was asked for.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar, cast
 
 from services.gateway.cursor import Filters, Order
@@ -17,6 +18,13 @@ TAG_CHARACTERS_MAX = 64
 CATCH_UP_MAX = 1_000_000
 
 _T = TypeVar("_T")
+
+
+def only(query: Iterable[str], *known: str) -> None:
+    """Invalid for a parameter that the call does not have."""
+    for name in query:
+        if name not in known:
+            raise refuse(name, "is not a parameter here")
 
 
 def filters(query: Mapping[str, str]) -> Filters:

@@ -16,7 +16,7 @@ from services.gateway.connection import Connection
 from services.gateway.differences import Differences, Folded
 from services.gateway.frames import PING, bye, live
 from services.gateway.ring import Ready, Ring
-from shared.errors import Unavailable
+from shared.errors import Corrupted, Unavailable
 from shared.metrics import Metrics
 from shared.position import Position
 
@@ -100,6 +100,8 @@ class Readers:
         self._slot_of: dict[Reader, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._bring_ups = asyncio.Semaphore(BRING_UPS_MAX)
+        self._broken = asyncio.Event()
+        self._corruption: Corrupted | None = None
         self.draining = False
 
     @property
@@ -233,6 +235,8 @@ class Readers:
             # The sweep finds the gap again.
             log.warning("gap_not_mended", feed=followed.feed, error=repr(error))
             await asyncio.sleep(MEND_AGAIN_SECONDS)
+        except Corrupted as error:
+            self.break_off(error)
         except Exception:
             log.exception("gap_not_mended", feed=followed.feed)
             await asyncio.sleep(MEND_AGAIN_SECONDS)
@@ -280,6 +284,8 @@ class Readers:
         except Unavailable as error:
             log.info("reader_not_brought_up", error=repr(error))
             self.end(reader, "unavailable")
+        except Corrupted as error:
+            self.break_off(error)
         except Exception:
             # A reader that is neither live nor ended would get pings and nothing else, for ever.
             log.exception("reader_not_brought_up", feeds=reader.feeds)
@@ -361,6 +367,18 @@ class Readers:
             reader.send(bye(reason))
             reader.connection.close()
             asyncio.get_running_loop().call_later(GOODBYE_SECONDS_MAX, reader.connection.abort)
+
+    def break_off(self, corruption: Corrupted) -> None:
+        """Our own data is broken: whoever runs `watch` stops the process."""
+        log.critical("corrupted", detail=corruption.detail)
+        self._corruption = corruption
+        self._broken.set()
+
+    async def watch(self) -> None:
+        """Returns never; raises Corrupted when a reader met it."""
+        await self._broken.wait()
+        if self._corruption is not None:
+            raise self._corruption
 
     async def drain(self) -> None:
         """Say goodbye to all, in slices, and wait until they have gone; the caller bounds the time."""

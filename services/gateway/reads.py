@@ -4,7 +4,6 @@ Owns the way from read models to ready bytes; documents are joined, never decode
 would tear: a retraction between two of them, and the bytes stand under the wrong position.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from services.gateway.cursor import Filters, write_cursor
-from shared.documents import Visibility
+from shared.documents import Visibility, is_feed_id
 from shared.errors import Corrupted
 from shared.keys import Keys
 from shared.position import ORIGIN, Position
@@ -21,9 +20,6 @@ from shared.redis import Redis, Script
 
 DIFFERENCE_DOCUMENTS_MAX = 200
 DIFFERENCE_BYTES_MAX = 512 * 1024
-
-# What is no feed id is not looked up: "story:g1:i:tag" and ":active" would spell a key of another kind.
-FEED_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 
 _page = Script(__file__, "page.lua", read_only=True)
 _difference = Script(__file__, "difference.lua", read_only=True)
@@ -94,7 +90,7 @@ class Reads:
         self, feed: str, filters: Filters, *, limit: int, after: str | None = None, unread_since: Position | None = None
     ) -> Page | None:
         """`after` is a cursor's key; `unread_since` counts the live entries first published after it."""
-        if not FEED_ID.fullmatch(feed):
+        if not is_feed_id(feed):
             return None
         keys = self._keys.feed(feed)
         first = after is None and filters.order == "newest"
@@ -134,7 +130,7 @@ class Reads:
     async def difference(
         self, feed: str, *, after: Position, documents_max: int = DIFFERENCE_DOCUMENTS_MAX
     ) -> Difference | None:
-        if not FEED_ID.fullmatch(feed):
+        if not is_feed_id(feed):
             return None
         keys = self._keys.feed(feed)
         key = "" if after == ORIGIN else f"{after.n:020d}"
@@ -153,7 +149,7 @@ class Reads:
         )
 
     async def document(self, feed: str, entry: str | None = None) -> Found | None:
-        if not FEED_ID.fullmatch(feed):
+        if not is_feed_id(feed):
             return None
         keys = self._keys.feed(feed)
         answer = await _document(self._redis, (keys.active, keys.head), (keys.generation, entry or ""))

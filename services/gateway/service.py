@@ -19,11 +19,12 @@ from services.gateway.tail import BLOCK_SECONDS, Tail
 from services.gateway.waiting import Arrivals
 from shared.config import Config
 from shared.errors import Unavailable
-from shared.http import Check, Tokens, application
+from shared.http import Check, application
 from shared.keys import SHARDS, Keys
 from shared.lifecycle import listen, run_until, serving
 from shared.metrics import Metrics
 from shared.redis import UNREACHABLE, check_installation, connect, connect_for_blocking, needed_url
+from shared.tokens import Tokens
 
 log = structlog.get_logger()
 
@@ -58,6 +59,7 @@ class Gateway:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._tail.run())
             group.create_task(self._readers.keep_time())
+            group.create_task(self._readers.watch())
 
     async def drain(self) -> None:
         await self._readers.drain()

@@ -16,13 +16,15 @@ from services.gateway.cursor import Filters, Order
 from services.gateway.differences import Differences, Folded
 from services.gateway.frames import bye, frame, live, reset, retry
 from services.gateway.readers import Reader, Readers
-from services.gateway.reads import FEED_ID, Found, Moment, Reads
+from services.gateway.reads import Found, Moment, Reads
 from services.gateway.waiting import Arrivals, read_at
-from shared.errors import FeedNotFound, StalePosition, Unavailable
-from shared.http import Tokens, cors
+from shared.documents import is_feed_id
+from shared.errors import Corrupted, FeedNotFound, StalePosition, Unavailable
+from shared.http import cors
 from shared.metrics import Metrics
 from shared.position import Position
 from shared.redis import redis_errors
+from shared.tokens import Tokens
 
 log = structlog.get_logger()
 
@@ -123,6 +125,9 @@ class Streams:
             except (Unavailable, StalePosition) as error:
                 log.info("stream_not_begun", feeds=wish.feeds, error=repr(error))
                 self._readers.end(reader, "unavailable")
+            except Corrupted as error:
+                self._readers.break_off(error)
+                self._readers.end(reader, "unavailable")
             except Exception:
                 # The head is sent: there is no other answer to give.
                 log.exception("stream_failed", feeds=wish.feeds)
@@ -221,6 +226,8 @@ _MALFORMED = "malformed"
 
 def _wish(request: web.Request, feeds: tuple[str, ...], *, joined: bool) -> Wish:
     query = request.query
+    known = ("last_event_id", "snapshot", "order", "catch_up", "min_position", *(("feed",) if joined else ()))
+    params.only(query, *known)
     min_positions: Sequence[Position | None]
     if joined:
         pairs = _pairs(query["min_position"]) if "min_position" in query else {}
@@ -260,7 +267,7 @@ def _pairs(text: str) -> dict[str, Position] | None:
     pairs = {}
     for pair in text.split(","):
         feed, _, at = pair.partition(":")
-        if not FEED_ID.fullmatch(feed):
+        if not is_feed_id(feed):
             return None
         try:
             pairs[feed] = Position.parse(at)

@@ -19,13 +19,11 @@ from services.writer.commands import (
     PinEntry,
     UnmarkKeyEvent,
     UnpinEntry,
-    is_entry_id,
-    is_feed_id,
     request_fingerprint,
 )
 from services.writer.desk import Desk, Outcome, Request
 from shared.config import Durability
-from shared.documents import SCHEMA, Document, Feed, render
+from shared.documents import SCHEMA, Document, Feed, is_entry_id, is_feed_id, render
 from shared.errors import (
     EntryNotFound,
     FeedNotFound,
@@ -34,7 +32,8 @@ from shared.errors import (
     Malformed,
     OutcomeUnknown,
 )
-from shared.http import BATCH_BODY_BYTES_MAX, REQUEST_ID, Tokens, etags, json_response, read_json
+from shared.http import BATCH_BODY_BYTES_MAX, REQUEST_ID, etags, json_response, read_json
+from shared.tokens import Tokens
 
 IDEMPOTENCY_KEY_CHARACTERS_MAX = 255
 

@@ -20,14 +20,11 @@ from services.writer.sanitise import (
     TOPICS_MAX,
     Checked,
 )
-from shared.documents import Author, Block, FeedStatus, Image, Visibility
+from shared.documents import Author, Block, FeedStatus, Image, Visibility, is_entry_id
 from shared.errors import FieldError, Invalid, Malformed
 from shared.events import EntryChanges, EntryContent, FeedChanges, FeedFields
 
 BATCH_COMMANDS_MAX = 200
-
-_ENTRY_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_FEED_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 
 
 class OpenFeed(Struct, frozen=True):
@@ -277,14 +274,6 @@ class Parser:
                 return MarkKeyEvent(item.id)
             case _BatchUnmark():
                 return UnmarkKeyEvent(item.id)
-
-
-def is_feed_id(text: str) -> bool:
-    return _FEED_ID.fullmatch(text) is not None
-
-
-def is_entry_id(text: str) -> bool:
-    return _ENTRY_ID.fullmatch(text) is not None
 
 
 def fingerprint(*parts: Any) -> str:

@@ -11,12 +11,13 @@ from services.writer.app import routes
 from services.writer.desk import Desk
 from shared.config import Config
 from shared.errors import Misconfigured, Unavailable
-from shared.http import Check, Tokens, application
+from shared.http import Check, application
 from shared.keys import Keys
 from shared.lifecycle import listen, run_until, serving
 from shared.log import Log
 from shared.metrics import Metrics
 from shared.redis import UNREACHABLE, check_installation, check_server, connect, needed_url
+from shared.tokens import Tokens
 
 log = structlog.get_logger()
 

@@ -316,7 +316,7 @@ async def test_a_commit_takes_at_most_1_megabyte_and_one_event_however_large(
         await add(log, published(f"b{number}", headline="x" * size))
     taken = []
     while True:
-        pending, commit, _ = item = await projection.prepared()
+        _, commit, _ = item = await projection.prepared()
         taken.append([str(frame.position) for frame in commit.frames])
         assert await projection.commit(item) == "committed"
         if not commit.more:

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from services.gateway import tail
 from services.gateway.reads import Reads
 from shared import http as module
+from shared import problems
 from shared import redis as shared_redis
 from shared.keys import Keys
 from shared.redis import Redis
@@ -519,9 +520,9 @@ async def test_bad_input_is_counted_and_not_logged_as_an_error(newsroom: Newsroo
 
 @pytest.mark.usefixtures("server")
 def test_every_problem_has_a_status_that_the_contract_names() -> None:
-    statuses = {status for status, _ in module.STATUS.values()}
+    statuses = {status for status, _ in problems.STATUS.values()}
     assert statuses <= {400, 401, 403, 404, 405, 408, 409, 410, 412, 413, 415, 422, 428, 429, 500, 503}
-    assert all(title and not title.endswith(".") for _, title in module.STATUS.values())
+    assert all(title and not title.endswith(".") for _, title in problems.STATUS.values())
 
 
 # Redis away

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 VOCABULARY = {"documents", "errors", "events", "fold", "instants", "position", "read_models"}
-EDGES = {"config", "http", "keys", "lifecycle", "log", "logs", "metrics", "redis"}
+EDGES = {"config", "http", "keys", "lifecycle", "log", "logs", "metrics", "problems", "redis", "tokens"}
 FLOORS = ("writer", "projector", "gateway")
 
 
