@@ -53,5 +53,7 @@ async def test_a_gateway_whose_index_names_a_missing_document_stops(own: Install
     async with newsroom_at(own.base_url, own.token) as newsroom:
         answer = await newsroom.get(f"/v1/feeds/{FEED}/entries")
     assert answer.status == 500
+    assert answer.json["type"] == "urn:dateline:problem:internal"
+    assert "document" not in answer.json["detail"]
     assert own.running.wait(timeout_seconds=20) == 1
     assert "names an entry that has no document" in own.running.output

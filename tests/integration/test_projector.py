@@ -374,8 +374,10 @@ async def test_a_shard_that_is_lost_during_a_sweep_is_not_listened_to_any_more(
         await eventually(lambda: projector.listens)
         sweep = proxy.stall("reply", of=b"SMEMBERS")
         await sweep.struck.wait()
+        folding = projector._tasks[SHARD]
         await take_from(redis, keys)
         await eventually(lambda: SHARD not in projector._shards)
+        await eventually(folding.done)
         swept = asyncio.get_running_loop().time()
         proxy.go_on()
         await eventually(lambda: asyncio.get_running_loop().time() > swept + 0.2 and projector.listens, seconds=2.0)
