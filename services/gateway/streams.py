@@ -186,7 +186,6 @@ class Streams:
 
     async def _reset(self, reader: Reader, i: int, reason: str, wish: Wish) -> None:
         self._metrics.resets.labels(reason).inc()
-        reader.positions = (*reader.positions[:i], None, *reader.positions[i + 1 :])
         reader.send(reset(reader.feeds[i], reason))
         await self._snapshot(reader, i, wish)
 

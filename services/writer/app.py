@@ -12,16 +12,9 @@ import msgspec
 import uuid_utils
 from aiohttp import hdrs, web
 
-from services.writer.commands import (
-    Command,
-    MarkKeyEvent,
-    Parser,
-    PinEntry,
-    UnmarkKeyEvent,
-    UnpinEntry,
-    request_fingerprint,
-)
+from services.writer.commands import Command, MarkKeyEvent, PinEntry, UnmarkKeyEvent, UnpinEntry
 from services.writer.desk import Desk, Outcome, Request
+from services.writer.requests import Parser, request_fingerprint
 from shared.config import Durability
 from shared.documents import SCHEMA, Document, Feed, is_entry_id, is_feed_id, render
 from shared.errors import (

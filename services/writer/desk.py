@@ -241,16 +241,22 @@ def _catch_up(state: State, looked: Looked, entry_id: bytes, fields: Mapping[byt
     """Fold one lagging event into the state if it is about what the decision needs; the content of others is not read."""
     try:
         what = about(fields)
-        if what.entry is None or what.entry in looked.records:
-            recorded = decode(entry_id, fields)
+        wanted = what.entry is None or what.entry in looked.records
+        if not wanted and what.type not in _OF_PINS:
+            return
+        recorded = decode(entry_id, fields)
+        if wanted:
             evolve(state, recorded.event, position=recorded.position, recorded_at=recorded.recorded_at)
-        elif what.type == EntryPinned.__name__:
-            state.pinned.add(what.entry)
-        elif what.type in (EntryUnpinned.__name__, EntryRetracted.__name__):
-            state.pinned.discard(what.entry)
+        elif isinstance(recorded.event, EntryPinned):
+            state.pinned.add(recorded.event.entry)
+        elif isinstance(recorded.event, EntryUnpinned | EntryRetracted):
+            state.pinned.discard(recorded.event.entry)
     except CannotFold as error:
         # The projector will set it aside; whoever depends on it is refused below.
         log.warning("lagging_event_cannot_be_folded", feed=state.feed_id, detail=error.detail)
+
+
+_OF_PINS = {EntryPinned.__name__, EntryUnpinned.__name__, EntryRetracted.__name__}
 
 
 def _refuse_what_is_quarantined(state: State, looked: Looked, *, of_feed: bool) -> None:

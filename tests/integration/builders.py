@@ -23,9 +23,9 @@ from services.writer.commands import (
     RetractEntry,
     ReviseFeed,
     UnpinEntry,
-    fingerprint,
 )
 from services.writer.desk import Desk, Outcome, Request
+from services.writer.requests import fingerprint
 from shared import log as log_module
 from shared.documents import Document, Entry, Feed, FeedStatus, TextBlock, render
 from shared.errors import CannotFold

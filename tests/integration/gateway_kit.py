@@ -25,16 +25,9 @@ from services.gateway.readers import Reader, Readers
 from services.gateway.reads import Reads
 from services.gateway.service import Gateway
 from services.projector.commit import Commits, prepare
-from services.writer.commands import (
-    Command,
-    MarkKeyEvent,
-    Parser,
-    PinEntry,
-    RetractEntry,
-    UnmarkKeyEvent,
-    UnpinEntry,
-)
+from services.writer.commands import Command, MarkKeyEvent, PinEntry, RetractEntry, UnmarkKeyEvent, UnpinEntry
 from services.writer.desk import Desk, Outcome, Request
+from services.writer.requests import Parser
 from services.writer.service import Writer
 from shared.config import Config
 from shared.http import application
@@ -305,6 +298,8 @@ async def running_gateway(
     writer = Writer(config, metrics) if with_writer else None
     routes = [*gateway.routes, *(writer.routes if writer else [])]
     stop = asyncio.Event()
+    unheard: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: unheard.append(context))
     bound: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def listening(address: str) -> None:
@@ -342,6 +337,7 @@ async def running_gateway(
             await gateway.close()
             if writer is not None:
                 await writer.close()
+        assert not unheard, "a task failed and nobody heard of it"
 
 
 class Gate:

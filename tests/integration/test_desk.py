@@ -754,6 +754,15 @@ async def test_an_entry_whose_correction_is_quarantined_refuses_with_the_facts(n
     assert entry_of(await newsroom.does(correcting("e2", 1, headline="Goal"))).revision == 2
 
 
+async def test_a_retraction_that_is_quarantined_frees_no_pin(newsroom: Newsroom) -> None:
+    """Else readers would get eleven: the entry stays, and its pin with it."""
+    await newsroom.does(*[publishing(f"e{number}") for number in range(PINS_MAX + 1)], batch=True)
+    await newsroom.does(*[pinning(f"e{number}") for number in range(PINS_MAX)], batch=True)
+    await newsroom.project()
+    await carry_out(damaging_desk(newsroom.redis, newsroom.keys), FEED, retracting("e0"))
+    await newsroom.refuses(TooManyPins, pinning("e10"))
+
+
 async def test_a_feed_whose_opening_is_quarantined_refuses_to_be_revised(redis: Redis, keys: Keys, desk: Desk) -> None:
     await carry_out(damaging_desk(redis, keys), FEED, opening())
     for _ in range(2):

@@ -94,6 +94,24 @@ async def test_one_busy_shard_does_not_hide_what_lies_behind_it_in_others(newsro
         assert [feed for page in await listed(listing, limit=limit) for feed in page] == order
 
 
+async def test_what_a_filter_passes_over_in_one_shard_does_not_let_others_overtake(
+    newsroom: Newsroom, listing: Listing
+) -> None:
+    """The first chunk of the busy shard holds nothing that matches, and what does lies behind its end."""
+    names = [f"n{i}" for i in range(400)]
+    busy = [name for name in names if Keys.shard_of(name) == 0][:12]
+    quiet = [name for name in names if Keys.shard_of(name) == 1][:3]
+    for i, name in enumerate(busy):
+        await newsroom.story(name, topics=["wanted"] if i >= 8 else [])
+        await active_at(newsroom, name, 5_000 - i)
+    for i, name in enumerate(quiet):
+        await newsroom.story(name, topics=["wanted"])
+        await active_at(newsroom, name, 4_000 - i)
+    for limit in (1, 2, 3):
+        pages = await listed(listing, limit=limit, filters=FeedFilters(topic="wanted"))
+        assert [feed for page in pages for feed in page] == [*busy[8:], *quiet]
+
+
 async def test_a_feed_that_grows_moves_to_the_front_and_leaves_no_double(newsroom: Newsroom, listing: Listing) -> None:
     for feed in ("a", "b", "c"):
         await newsroom.story(feed)

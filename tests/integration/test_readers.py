@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from services.gateway import readers as module
-from services.gateway import reads
+from services.gateway import reads, tail
 from services.gateway import ring as ring_module
 from services.gateway.connection import SEND_BUFFER_BYTES, Connection
 from services.gateway.differences import Differences, Folded
@@ -48,7 +48,9 @@ def newsroom(redis: Redis, keys: Keys) -> Newsroom:
 
 
 @pytest.fixture
-async def gateway(server: RunningServer, keys: Keys) -> AsyncIterator[Running]:
+async def gateway(server: RunningServer, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
+    """It sweeps once only: what these tests see comes by frames and by the gaps that they show."""
+    monkeypatch.setattr(tail, "SWEEP_SECONDS", 3600)
     async with running_gateway(server.url, keys) as running:
         yield running
         await running.at_rest()

@@ -93,6 +93,7 @@ async def test_a_frame_that_is_merely_on_its_way_is_not_taken_for_lost(
         await newsroom.say(FEED, "late")
         await eventually(lambda: held_back)
         await tail._sweep()
+        await stream.silence(0.15)
         monkeypatch.undo()
         deliver(held_back[0])
         event = await stream.next()

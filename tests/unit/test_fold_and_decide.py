@@ -19,9 +19,9 @@ from services.writer.commands import (
     ReviseFeed,
     UnmarkKeyEvent,
     UnpinEntry,
-    fingerprint,
 )
 from services.writer.decide import PINS_MAX, State, plan
+from services.writer.requests import fingerprint
 from shared.documents import Document, Entry, Feed, Tombstone, parse_document, parse_feed, render
 from shared.errors import Refused
 from shared.events import EntryChanges, EntryContent, FeedChanges, FeedFields, encode

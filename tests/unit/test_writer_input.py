@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.writer.commands import CorrectEntry, Parser, PublishEntry, RetractEntry, request_fingerprint
+from services.writer.commands import CorrectEntry, PublishEntry, RetractEntry
+from services.writer.requests import Parser, request_fingerprint
 from services.writer.sanitise import clean_html, is_url
 from shared.documents import TextBlock
 from shared.errors import Invalid, Malformed
