@@ -27,7 +27,10 @@ RecordStatus = Literal["published", "retracted"]
 
 
 class Record(NamedTuple):
-    """What the write side keeps of an entry; `fingerprint` is of the first publication as the client sent it."""
+    """What the write side keeps of an entry; `fingerprint` is of the first publication as the client sent it.
+
+    It is not salted: removing an entry's content has to remove it here, in the command buckets and in `frames` too.
+    """
 
     status: RecordStatus
     revision: int
@@ -116,7 +119,7 @@ class Conflict(NamedTuple):
     """The command id stands in the log under another fingerprint."""
 
 
-class LogEntry(NamedTuple):
+class StreamEntry(NamedTuple):
     """One stream entry, undecoded."""
 
     id: bytes
@@ -193,7 +196,7 @@ class Log:
 
     async def read(
         self, feed: str, *, after: Position, to: Position | None = None, chunk_events: int = 500
-    ) -> AsyncIterator[LogEntry]:
+    ) -> AsyncIterator[StreamEntry]:
         """The log's entries in (`after`, `to`], in order, in chunks; asserts that every position is the last plus one."""
         while True:
             entries = await self.read_chunk(feed, after=after, to=to, events_max=chunk_events)
@@ -205,7 +208,7 @@ class Log:
 
     async def read_chunk(
         self, feed: str, *, after: Position, to: Position | None = None, events_max: int
-    ) -> list[LogEntry]:
+    ) -> list[StreamEntry]:
         end = str(to) if to is not None else "+"
         raw = await command(self._redis, "XRANGE", self._keys.feed(feed).log, f"({after}", end, "COUNT", events_max)
         return in_order(feed, raw, after=after)
@@ -214,7 +217,7 @@ class Log:
         raw = await command(self._redis, "XRANGE", self._keys.feed(feed).log, str(position), str(position))
         if not raw:
             raise Corrupted(f"the log of {feed!r} has no event at {position}")
-        return int(log_entry(raw[0]).fields[b"recorded_at"])
+        return int(stream_entry(raw[0]).fields[b"recorded_at"])
 
     async def quarantined(self, feed: str) -> Mapping[Position, bytes]:
         """The feed's quarantine: what every fold of it skips, with the record of why."""
@@ -222,9 +225,9 @@ class Log:
         return {Position.parse(position.decode()): record for position, record in raw.items()}
 
 
-def in_order(feed: str, raw: Sequence[Any], *, after: Position) -> list[LogEntry]:
+def in_order(feed: str, raw: Sequence[Any], *, after: Position) -> list[StreamEntry]:
     """XRANGE's answer as log entries; Corrupted unless each position's n is the one before plus one."""
-    entries = [log_entry(item) for item in raw]
+    entries = [stream_entry(item) for item in raw]
     n = after.n
     for entry in entries:
         n += 1
@@ -233,9 +236,9 @@ def in_order(feed: str, raw: Sequence[Any], *, after: Position) -> list[LogEntry
     return entries
 
 
-def log_entry(item: Any) -> LogEntry:
+def stream_entry(item: Any) -> StreamEntry:
     entry_id, flat = item
-    return LogEntry(entry_id, dict(zip(flat[::2], flat[1::2], strict=True)) if isinstance(flat, list) else flat)
+    return StreamEntry(entry_id, dict(zip(flat[::2], flat[1::2], strict=True)) if isinstance(flat, list) else flat)
 
 
 def _optional(value: int | None) -> str:

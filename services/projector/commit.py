@@ -17,7 +17,7 @@ from shared.events import Recorded, decode
 from shared.fold import FOLD_VERSION, Change, Documents, fold, touched
 from shared.instants import milliseconds_of
 from shared.keys import Keys
-from shared.log import LogEntry, in_order
+from shared.log import StreamEntry, in_order
 from shared.position import ORIGIN, Position
 from shared.read_models import READ_MODELS, ReadModel, index_changes
 from shared.redis import Redis, Script, command, run_pipeline
@@ -39,7 +39,7 @@ class Pending(Struct, frozen=True):
     checkpoint: Position
     models: tuple[ReadModel, ...]
     feed: Feed | None
-    entries: Sequence[LogEntry]
+    entries: Sequence[StreamEntry]
     quarantined: frozenset[bytes]
     more: bool
 
@@ -122,7 +122,7 @@ def prepare(pending: Pending, documents: Mapping[str, Document]) -> Commit:
     )
 
 
-def _step(state: Documents, entry: LogEntry, pending: Pending) -> Step:
+def _step(state: Documents, entry: StreamEntry, pending: Pending) -> Step:
     position = Position.parse(entry.id.decode())
     if entry.id in pending.quarantined:
         return Step(position, None, None)
@@ -226,8 +226,8 @@ class Commits:
         )
 
 
-def _touched(entries: Sequence[LogEntry]) -> list[str]:
-    """The entries that log entries are about; what cannot be read touches nothing, and is set aside by `prepare`."""
+def _touched(entries: Sequence[StreamEntry]) -> list[str]:
+    """The entries that the events are about; what cannot be read touches nothing, and is set aside by `prepare`."""
     found: dict[str, None] = {}
     for entry in entries:
         try:

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from shared.errors import CannotFold
-from shared.log import LogEntry
+from shared.log import StreamEntry
 
 
 class QuarantineRecord(Struct, frozen=True):
@@ -21,7 +21,7 @@ class QuarantineRecord(Struct, frozen=True):
     recorded_at: int
 
 
-def quarantine_record(entry: LogEntry, error: CannotFold) -> bytes:
+def quarantine_record(entry: StreamEntry, error: CannotFold) -> bytes:
     return msgspec.json.encode(
         QuarantineRecord(
             position=entry.id.decode(),

@@ -43,7 +43,7 @@ from shared.events import (
 )
 from shared.fold import Documents, fold
 from shared.keys import Keys
-from shared.log import Append, Appended, Guards, Log, LogEntry, NewRecord
+from shared.log import Append, Appended, Guards, Log, NewRecord, StreamEntry
 from shared.metrics import Metrics
 from shared.position import ORIGIN, Position
 from shared.read_models import READ_MODELS, members
@@ -284,8 +284,8 @@ def _reading(kind: str, key: str) -> tuple[Any, ...]:
     }[kind]
 
 
-async def log_entries(redis: Redis, keys: Keys, feed: str) -> list[LogEntry]:
-    return [log_module.log_entry(item) for item in await command(redis, "XRANGE", keys.feed(feed).log, "-", "+")]
+async def log_entries(redis: Redis, keys: Keys, feed: str) -> list[StreamEntry]:
+    return [log_module.stream_entry(item) for item in await command(redis, "XRANGE", keys.feed(feed).log, "-", "+")]
 
 
 async def log_positions(redis: Redis, keys: Keys, feed: str) -> list[str]:
@@ -312,7 +312,7 @@ async def is_dirty(redis: Redis, keys: Keys, feed: str) -> bool:
 async def frames_of(redis: Redis, keys: Keys, feed: str) -> list[tuple[str, str, bytes]]:
     """The feed's frames in order: position, kind, data."""
     raw = await command(redis, "XRANGE", keys.shard(keys.shard_of(feed)).frames, "-", "+")
-    fields = [log_module.log_entry(item).fields for item in raw]
+    fields = [log_module.stream_entry(item).fields for item in raw]
     return [(f[b"p"].decode(), f[b"k"].decode(), f[b"d"]) for f in fields if f[b"f"] == feed.encode()]
 
 
@@ -343,7 +343,7 @@ class Fold:
         self.position = ORIGIN
         self.feed_position: bytes | None = None
 
-    def step(self, entry: LogEntry) -> tuple[str, str, bytes]:
+    def step(self, entry: StreamEntry) -> tuple[str, str, bytes]:
         """Fold one log entry, and give the frame that readers must get of it."""
         self.position = Position.parse(entry.id.decode())
         try:
@@ -369,7 +369,7 @@ class Fold:
         }
 
 
-def folded(feed: str, entries: Iterable[LogEntry]) -> Generation:
+def folded(feed: str, entries: Iterable[StreamEntry]) -> Generation:
     """What a generation of the whole log must hold."""
     whole = Fold(feed)
     for entry in entries:

@@ -291,8 +291,8 @@ async def test_commits_between_the_first_read_and_the_first_frame_are_neither_lo
         if frames:
             # What had come by the time of the read is in it; what comes after it comes as one frame each, and only so.
             events = await stream.until_n(7)
-            assert [event.n for event in events][-4:] == [4, 5, 6, 7]
-            assert "live" not in kinds(events)[-4:]
+            assert [event.n for event in events[-4:]] == [4, 5, 6, 7]
+            assert "live" not in kinds(events[-4:])
             held.take(events)
         await held.follow(stream, 7)
         if beginning == "nothing":

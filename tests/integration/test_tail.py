@@ -87,6 +87,9 @@ async def test_a_frame_that_is_merely_on_its_way_is_not_taken_for_lost(
         (followed,) = gateway.readers.feeds()
         followed.swept = followed.position
         tail = gateway.gateway._tail
+        swept = tail._swept
+        monkeypatch.setattr(module, "SWEEP_SECONDS", 3600)
+        await eventually(lambda: tail._swept > swept, what="the last sweep but that of this test")
         deliver = tail._deliver
         held_back: list[Any] = []
         monkeypatch.setattr(tail, "_deliver", held_back.append)

@@ -25,7 +25,7 @@ from services.writer.requests import fingerprint
 from shared.documents import Document, Entry, Feed, Tombstone, parse_document, parse_feed, render
 from shared.errors import Refused
 from shared.events import EntryChanges, EntryContent, FeedChanges, FeedFields, encode
-from shared.log import LogEntry
+from shared.log import StreamEntry
 from shared.position import ORIGIN, Position
 from shared.read_models import CHRONOLOGICAL_KEY_CHARACTERS, N_CHARACTERS, READ_MODELS, index_for
 
@@ -49,7 +49,7 @@ class Newsroom(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.log: list[LogEntry] = []
+        self.log: list[StreamEntry] = []
         self.clock = 1_641_800_000_000
         self.state = State(feed_id=FEED, status=None, feed=None, entries={}, fingerprints={}, pinned=set())
         # The model: what a page must show.
@@ -74,7 +74,7 @@ class Newsroom(RuleBasedStateMachine):
                 b"content": encoded.content,
                 b"recorded_at": str(self.clock).encode(),
             }
-            self.log.append(LogEntry(f"1-{len(self.log) + 1}".encode(), fields))
+            self.log.append(StreamEntry(f"1-{len(self.log) + 1}".encode(), fields))
         return bool(made.events)
 
     def refused(self, command: Command) -> str:

@@ -31,8 +31,14 @@ def test_an_empty_query_has_the_defaults_of_the_contract() -> None:
     assert params.position({}, "after") is None
 
 
-def test_parameters_that_nobody_knows_are_ignored() -> None:
-    assert params.filters({"utm_source": "x", "_": "1"}) == Filters()
+def test_a_parameter_that_the_call_does_not_have_is_refused_by_name() -> None:
+    """Ignored, a misspelt filter would give another answer than was asked for."""
+    params.only({"limit": "1"}, "limit", "order")
+    params.only({}, "limit")
+    for query in ({"limit": "1", "Order": "newest"}, {"utm_source": "x"}, {"": ""}):
+        with pytest.raises(Invalid) as caught:
+            params.only(query, "limit", "order")
+        assert [error.path for error in caught.value.errors] == ["/" + list(query)[-1]]
 
 
 @pytest.mark.parametrize(("text", "value"), [("1", 1), ("100", 100), ("020", 20)])
