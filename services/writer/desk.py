@@ -49,6 +49,7 @@ from shared.log import (
     Appended,
     Conflict,
     Guards,
+    Head,
     Known,
     Log,
     Looked,
@@ -66,6 +67,8 @@ log = structlog.get_logger()
 ATTEMPTS_MAX = 50
 BACKOFF_SECONDS_MAX = 0.02
 BACKOFF_ROUNDS_MAX = 10
+# How many feeds' heads are remembered, to publish into them without a look.
+HEADS_MAX = 4_096
 # What waits at the door does not wait for connections, and a crowd is told so instead of running into timeouts.
 AT_ONCE_MAX = 64
 WAIT_SECONDS_MAX = 10.0
@@ -103,6 +106,7 @@ class Desk:
         self._metrics = metrics
         self._door = asyncio.Semaphore(AT_ONCE_MAX)
         self._catch_ups = asyncio.Semaphore(CATCH_UPS_AT_ONCE_MAX)
+        self._heads: dict[str, Head] = {}
 
     async def carry_out(self, request: Request) -> Outcome:
         """All commands of a request or none, once, however often it is sent under one key."""
@@ -119,8 +123,10 @@ class Desk:
     async def _carry_out(self, request: Request) -> Outcome:
         command = _command_id(request)
         for attempt in range(ATTEMPTS_MAX):
+            looked = self._remembered(request) if attempt == 0 else None
             async with redis_errors("nothing was appended"):
-                looked = await self._look(request, request.commands, command if request.key else None)
+                if looked is None:
+                    looked = await self._look(request, request.commands, command if request.key else None)
                 if looked.known is not None:
                     return await self._replay(request, looked.known)
                 state = await self._state(request.feed, looked, request.commands)
@@ -149,6 +155,34 @@ class Desk:
                     await asyncio.sleep(random.uniform(0, BACKOFF_SECONDS_MAX * min(attempt + 1, BACKOFF_ROUNDS_MAX)))
         raise Unavailable("too many desks change the same things at the same moment; nothing was appended")
 
+    def _remembered(self, request: Request) -> Looked | None:
+        """What a look would show for publications of new entries, which rest on the feed's head alone.
+
+        The append's guards decide whether it still holds; where it does not, the next attempt looks.
+        """
+        head = self._heads.get(request.feed)
+        if head is None or head.status == "closed":
+            return None
+        if not all(isinstance(c, PublishEntry) and not c.chosen for c in request.commands):
+            return None
+        records: dict[str, None] = {c.entry: None for c in request.commands if isinstance(c, PublishEntry)}
+        return Looked(
+            known=None,
+            head=head,
+            records=records,
+            checkpoint=head.position,
+            feed=None,
+            documents={},
+            pinned=frozenset(),
+        )
+
+    def _remember(self, feed: str, head: Head | None) -> None:
+        self._heads.pop(feed, None)
+        if head is not None:
+            self._heads[feed] = head
+            if len(self._heads) > HEADS_MAX:
+                del self._heads[next(iter(self._heads))]
+
     async def _append(self, feed: str, append: Append) -> Appended | Known | Stale | Conflict:
         try:
             return await self._log.append(feed, append)
@@ -161,7 +195,9 @@ class Desk:
     async def _look(self, request: Request, commands: Sequence[Command], command: str | None) -> Looked:
         entries = list(dict.fromkeys(entry for c in commands if (entry := getattr(c, "entry", None)) is not None))
         pins = any(isinstance(c, PinEntry) for c in commands)
-        return await self._log.look(request.feed, entries=entries, pins=pins, command=command)
+        looked = await self._log.look(request.feed, entries=entries, pins=pins, command=command)
+        self._remember(request.feed, looked.head)
+        return looked
 
     async def _state(self, feed: str, looked: Looked, commands: Sequence[Command]) -> State:
         """The state of the look: the read models, brought up by what the log holds after their checkpoint.

@@ -119,7 +119,8 @@ async def floor(folder: Path) -> AsyncIterator[str]:
     assert process.stdout
     try:
         async with asyncio.timeout(30):
-            yield (await process.stdout.readline()).decode().strip()
+            url = (await process.stdout.readline()).decode().strip()
+        yield url
     finally:
         process.terminate()
         await process.communicate()
