@@ -5,7 +5,7 @@ to a document is `shared.fold`'s.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -13,8 +13,8 @@ from msgspec import Struct
 from services.projector.quarantine import quarantine_record
 from shared.documents import Document, Entry, Feed, parse_document, parse_feed, render
 from shared.errors import CannotFold, Corrupted, NewerLog
-from shared.events import Recorded, decode
-from shared.fold import FOLD_VERSION, Change, Documents, fold, touched
+from shared.events import decode
+from shared.fold import FOLD_VERSION, Change, Documents, fold
 from shared.instants import milliseconds_of
 from shared.keys import Keys
 from shared.log import StreamEntry, in_order
@@ -32,7 +32,10 @@ FrameKind = Literal["entry", "retraction", "feed", "skipped"]
 
 
 class Pending(Struct, frozen=True):
-    """A feed's active generation, None before its first commit, and the log's next entries after its checkpoint."""
+    """A feed's active generation, None before its first commit, and the log's next events after its checkpoint.
+
+    `documents` are those of the entries that the events are about, as the generation holds them.
+    """
 
     feed_id: str
     generation: int | None
@@ -42,6 +45,7 @@ class Pending(Struct, frozen=True):
     entries: Sequence[StreamEntry]
     quarantined: frozenset[bytes]
     more: bool
+    documents: Mapping[str, Document]
 
 
 class Frame(NamedTuple):
@@ -75,8 +79,9 @@ class Step(NamedTuple):
     unfolded: CannotFold | None
 
 
-def prepare(pending: Pending, documents: Mapping[str, Document]) -> Commit:
-    """Fold the pending entries. Pure; raises NewerLog for what this release must leave to a newer one."""
+def prepare(pending: Pending) -> Commit:
+    """Fold the pending events. Pure; raises NewerLog for what this release must leave to a newer one."""
+    documents = pending.documents
     state = Documents(pending.feed, dict(documents))
     quarantine: dict[Position, bytes] = {}
     frames: list[Frame] = []
@@ -155,22 +160,6 @@ class Commits:
         answers = await run_pipeline(self._redis, pipeline, (_pending,))
         return [_parse_pending(feed, answer) for feed, answer in zip(feeds, answers, strict=True)]
 
-    async def documents(self, pending: Sequence[Pending]) -> list[dict[str, Document]]:
-        """The documents that the pending events touch, as their generations hold them."""
-        pipeline = self._redis.pipeline(transaction=False)
-        wanted: list[list[str]] = []
-        for item in pending:
-            ids = _touched(item.entries) if item.generation is not None else []
-            wanted.append(ids)
-            if ids:
-                keys = self._keys.feed(item.feed_id).of_generation(cast("int", item.generation))
-                pipeline.hmget(keys.documents, ids)
-        answers = iter(await run_pipeline(self._redis, pipeline, ()) if any(wanted) else [])
-        return [
-            {entry: parse_document(raw) for entry, raw in zip(ids, next(answers), strict=True) if raw} if ids else {}
-            for ids in wanted
-        ]
-
     async def new_generation(self, feed: str) -> int:
         return int(await command(self._redis, "INCR", self._keys.feed(feed).generations))
 
@@ -226,22 +215,8 @@ class Commits:
         )
 
 
-def _touched(entries: Sequence[StreamEntry]) -> list[str]:
-    """The entries that the events are about; what cannot be read touches nothing, and is set aside by `prepare`."""
-    found: dict[str, None] = {}
-    for entry in entries:
-        try:
-            recorded: Recorded = decode(entry.id, entry.fields)
-        except CannotFold:
-            continue
-        entry_id = touched(recorded.event)
-        if entry_id is not None:
-            found[entry_id] = None
-    return list(found)
-
-
 def _parse_pending(feed_id: str, answer: Any) -> Pending:
-    generation, checkpoint, names, fold_version, feed, raw, quarantined, more = answer
+    generation, checkpoint, names, fold_version, feed, raw, quarantined, more, touched, documents = answer
     if (generation is None) != (checkpoint is None):
         raise Corrupted(f"the active generation of {feed_id!r} has no checkpoint", feed=feed_id)
     position = Position.parse(checkpoint.decode()) if checkpoint else ORIGIN
@@ -254,6 +229,11 @@ def _parse_pending(feed_id: str, answer: Any) -> Pending:
         entries=in_order(feed_id, raw, after=position),
         quarantined=frozenset(quarantined),
         more=bool(more),
+        documents={
+            entry.decode(): parse_document(found)
+            for entry, found in zip(touched, documents, strict=True)
+            if found is not None
+        },
     )
 
 

@@ -181,11 +181,10 @@ class Projector:
         if fence is None:
             return []
         pending = [item for item in await self._commits.pending(feeds) if item.entries]
-        documents = await self._commits.documents(pending)
         items = []
-        for item, known in zip(pending, documents, strict=True):
+        for item in pending:
             generation = item.generation or await self._commits.new_generation(item.feed_id)
-            items.append((item, prepare(item, known), generation))
+            items.append((item, prepare(item), generation))
         if not items:
             return []
         # Cancelled in the middle, the commit takes effect or not, as a whole; the next owner reads which.

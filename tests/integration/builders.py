@@ -219,9 +219,8 @@ class Projection:
         [pending] = await self.commits.pending([self.feed])
         if events_max is not None:
             pending = msgspec.structs.replace(pending, entries=pending.entries[:events_max])
-        [documents] = await self.commits.documents([pending])
         generation = pending.generation or await self.commits.new_generation(self.feed)
-        return pending, prepare(pending, documents), generation
+        return pending, prepare(pending), generation
 
     async def commit(self, item: tuple[Pending, Commit, int]) -> str:
         [answer] = await self.commits.commit([item], fence=self.fence)

@@ -138,8 +138,7 @@ class Newsroom:
             for entry in pending.entries
         ]
         pending = msgspec.structs.replace(pending, entries=damaged)
-        (documents,) = await self._commits.documents([pending])
-        commit = prepare(pending, documents)
+        commit = prepare(pending)
         if not frames:
             commit = msgspec.structs.replace(commit, frames=())
         generation = pending.generation or await self._commits.new_generation(feed)
@@ -426,6 +425,16 @@ class SseParser:
         return Event(fields["event"], fields.get("id"), json.loads(fields["data"]))
 
 
+@asynccontextmanager
+async def _patience(seconds: float) -> AsyncIterator[None]:
+    """Pings that come meanwhile do not prolong it: a stream that only pings is a stuck one."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise AssertionError(f"nothing came for {seconds} s") from None
+
+
 class Stream:
     """A reader on a raw socket that takes bytes only when asked to: it can be slow, stop, be cut, or half-close.
 
@@ -486,9 +495,10 @@ class Stream:
 
     async def next(self, *, seconds: float = PATIENCE_SECONDS) -> Event:
         """The next event; an AssertionError when none comes or the stream ends."""
-        while not self._events:
-            assert not self.ended, "the stream has ended"
-            await self.read(seconds=seconds)
+        async with _patience(seconds):
+            while not self._events:
+                assert not self.ended, "the stream has ended"
+                await self.read(seconds=seconds)
         return self._events.pop(0)
 
     async def until(self, kind: str, *, times: int = 1, seconds: float = PATIENCE_SECONDS) -> list[Event]:
@@ -507,8 +517,9 @@ class Stream:
 
     async def rest(self, *, seconds: float = PATIENCE_SECONDS) -> list[Event]:
         """Everything to the end of the stream."""
-        while not self.ended:
-            await self.read(seconds=seconds)
+        async with _patience(seconds):
+            while not self.ended:
+                await self.read(seconds=seconds)
         self._parser.end()
         events, self._events = self._events, []
         return events
@@ -518,28 +529,31 @@ class Stream:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while not self._events and not self.ended:
-                    await self.read(quietly=True)
+                    await self.read(seconds=seconds)
         assert not self._events and not self.ended, self._events
 
-    async def read(self, *, bytes_max: int = 65536, seconds: float = PATIENCE_SECONDS, quietly: bool = False) -> int:
-        """Take up to `bytes_max` from the socket."""
-        chunk = await self._receive(bytes_max, seconds, quietly=quietly)
+    async def read(self, *, bytes_max: int = 65536, seconds: float = PATIENCE_SECONDS) -> int:
+        """Take up to `bytes_max` from the socket; TimeoutError when nothing comes."""
+        chunk = await self._receive(bytes_max, seconds)
         self._take(chunk)
         if not chunk:
             self.ended = True
             self.close()
         return len(chunk)
 
-    async def _receive(self, bytes_max: int, seconds: float, *, quietly: bool = False) -> bytes:
+    async def _receive(self, bytes_max: int, seconds: float) -> bytes:
         try:
             async with asyncio.timeout(seconds):
                 return await asyncio.get_running_loop().sock_recv(self._sock, bytes_max)
-        except TimeoutError:
-            if quietly:
-                raise
-            raise AssertionError(f"nothing came for {seconds} s") from None
         except ConnectionResetError:
             return b""
+
+    def at_hand(self, *, bytes_max: int) -> list[Event]:
+        """What whole events have come by now in at most so many bytes; never waits."""
+        with contextlib.suppress(BlockingIOError, ConnectionResetError):
+            self._take(self._sock.recv(bytes_max))
+        events, self._events = self._events, []
+        return events
 
     def _take(self, chunk: bytes) -> None:
         self.received_bytes += len(chunk)

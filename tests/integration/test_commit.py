@@ -186,8 +186,7 @@ async def test_the_commits_of_several_feeds_stand_or_fall_each_by_itself(
     await open_feed(log, other)
     commits = Commits(redis, keys)
     pending = await commits.pending([FEED, other])
-    documents = await commits.documents(pending)
-    items = [(item, prepare(item, known), 1) for item, known in zip(pending, documents, strict=True)]
+    items = [(item, prepare(item), 1) for item in pending]
     await projection.step(events_max=1)
     assert await commits.commit(items, fence=1) == ["moved", "committed"]
     assert await checkpoint(redis, keys, FEED) == "1-1"
@@ -544,7 +543,7 @@ async def test_an_event_of_a_newer_release_is_not_quarantined(
         await projection.prepared()
     [pending] = await projection.commits.pending([FEED])
     with pytest.raises(NewerLog):
-        prepare(pending, {})
+        prepare(pending)
     assert await dump(redis, keys) == before
 
 

@@ -187,8 +187,9 @@ class Newsroom(RuleBasedStateMachine):
         pending = Pending(
             feed_id=FEED, generation=1, checkpoint=Position(1, self.committed) if self.committed else ORIGIN,
             models=tuple(READ_MODELS.values()), feed=self.feed, entries=entries, quarantined=frozenset(), more=False,
+            documents={entry: parse_document(raw) for entry, raw in self.documents.items()},
         )  # fmt: skip
-        commit: Commit = prepare(pending, {entry: parse_document(raw) for entry, raw in self.documents.items()})
+        commit: Commit = prepare(pending)
         self.committed += len(entries)
         assert commit.checkpoint == Position(1, self.committed)
         assert commit.feed is not None
