@@ -233,7 +233,8 @@ async def test_up_keeps_every_acknowledged_write_over_kill_9_and_readers_resume(
             for n in range(6):
                 group.create_task(write(newsroom, f"w{n}"))
             group.create_task(read(newsroom))
-            await eventually(lambda: len(acknowledged) > 150, timeout_seconds=15)
+            # The reader follows too: one that has nothing yet has nothing to resume from.
+            await eventually(lambda: len(acknowledged) > 150 and folded.position is not None, timeout_seconds=15)
             assert own.running.process is not None
             children = descendants(own.running.process.pid)
             own.kill()
