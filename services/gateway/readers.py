@@ -213,6 +213,7 @@ class Readers:
             position = followed.position
             if position is None:
                 return
+            asked_for = followed.backlog[0] if followed.backlog else None
             difference = await self._differences.since(followed.feed, position, documents_max=1)
             missing = followed.backlog[0] if followed.backlog else None
             exact = missing is not None and missing.position.n == position.n + 1
@@ -223,7 +224,7 @@ class Readers:
                 followed.backlog.popleft()
                 self._dispatch(followed, ready)
                 return
-            if missing is not None and missing.position.n > difference.moment.checkpoint.n:
+            if missing is not None and missing is asked_for and missing.position.n > difference.moment.checkpoint.n:
                 # A frame of what the read models do not hold is none of this history.
                 followed.backlog.popleft()
             # Readers take the difference each from where it stands; the ring begins anew after it.

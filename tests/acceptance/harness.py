@@ -5,7 +5,9 @@ stranger may believe. The scenarios themselves are in the tests.
 """
 
 import asyncio
+import contextlib
 import io
+import itertools
 import json
 import os
 import re
@@ -600,11 +602,20 @@ class Tags(HTMLParser):
 # Processes --------------------------------------------------------------------------------------------------------
 
 
+# Below the ports that the kernel gives to clients, and apart for each worker of a parallel run: a port that is free now is
+# free still when the service that it was found for starts.
+PORTS_PER_WORKER = 2_500
+_ports = itertools.cycle(range(PORTS_PER_WORKER))
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+    for offset in _ports:
+        port = 12_000 + worker * PORTS_PER_WORKER + offset
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def clean_environment(**settings: str) -> dict[str, str]:
