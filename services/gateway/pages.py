@@ -4,7 +4,7 @@ Owns parameters, status codes and headers. What stands in the bodies is `reads`'
 """
 
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, get_args
 from urllib.parse import urlencode
 
 import msgspec
@@ -41,7 +41,7 @@ class Pages:
         query = request.query
         params.only(query, "topic", "status", "language", "cursor", "limit")
         status = query.get("status")
-        if status is not None and status not in FeedStatus.__args__:  # type: ignore[attr-defined]
+        if status is not None and status not in get_args(FeedStatus):
             raise params.refuse("status", "is open, paused or closed")
         filters = FeedFilters(topic=query.get("topic"), status=status, language=query.get("language"))
         after = _cursor(query.get("cursor"), lambda text: read_listing_cursor(text, filters))

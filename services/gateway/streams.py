@@ -34,6 +34,7 @@ SNAPSHOT_DEFAULT = 20
 HEADERS = {
     hdrs.CONTENT_TYPE: "text/event-stream",
     hdrs.CACHE_CONTROL: "no-store",
+    hdrs.SERVER: "Dateline",
     "X-Accel-Buffering": "no",
     # Close-delimited, never chunked: the same bytes serve every reader, HTTP/1.0 proxies included.
     hdrs.CONNECTION: "close",

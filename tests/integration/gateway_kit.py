@@ -489,6 +489,7 @@ class Stream:
         assert headers["content-type"] == "text/event-stream"
         assert headers["cache-control"] == "no-store"
         assert headers["x-accel-buffering"] == "no"
+        assert headers["server"] == "dateline"
         assert "transfer-encoding" not in headers, "a stream is close-delimited"
         assert "content-length" not in headers
         self._take(body)
