@@ -9,7 +9,7 @@ the version of the events that hold it. What events do to documents is `fold`'s.
 import hashlib
 import secrets
 from collections.abc import Mapping
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -17,6 +17,7 @@ from msgspec import UNSET, Struct, UnsetType
 from shared.documents import Author, Block, FeedStatus, Image, Visibility
 from shared.errors import CannotFold, Corrupted, NewerLog
 from shared.position import Position
+from shared.upcasters import UPCASTERS
 
 SALT_BYTES = 16
 
@@ -129,11 +130,45 @@ class KeyEventUnmarked(Struct, frozen=True):
     entry: str
 
 
+class Removed(Struct, frozen=True):
+    """One event whose content a redaction removed, and the digest that its envelope keeps of it."""
+
+    position: str
+    digest: str
+
+
+class EntryRedacted(Struct, frozen=True):
+    """The entry's content is gone from every event named in `removed`. `reason` is the operators', never the readers'."""
+
+    version: ClassVar[int] = 1
+    entry: str
+    reason: str
+    removed: list[Removed]
+
+
+EpochReason = Literal["epoch", "repaired"]
+
+
+class EpochRaised(Struct, frozen=True):
+    """The first position of a new epoch. `reason` is what readers are told, `because` what operators are."""
+
+    version: ClassVar[int] = 1
+    reason: EpochReason
+    because: str
+
+
 FeedEvent = FeedOpened | FeedRevised | FeedStatusChanged
 EntryEvent = (
-    EntryPublished | EntryCorrected | EntryRetracted | EntryPinned | EntryUnpinned | KeyEventMarked | KeyEventUnmarked
+    EntryPublished
+    | EntryCorrected
+    | EntryRetracted
+    | EntryPinned
+    | EntryUnpinned
+    | KeyEventMarked
+    | KeyEventUnmarked
+    | EntryRedacted
 )
-Event = FeedEvent | EntryEvent
+Event = FeedEvent | EntryEvent | EpochRaised
 
 
 class Envelope(Struct, frozen=True):
@@ -160,15 +195,27 @@ class Encoded(Struct, frozen=True):
 
 
 class Recorded(Struct, frozen=True):
-    """An event as it stands in the log; `recorded_at` in milliseconds since 1970, never running backwards in a feed."""
+    """An event as it stands in the log; `recorded_at` in milliseconds since 1970, never running backwards in a feed.
+
+    `removed`: its content is gone by a redaction; the event then holds what is left, which is no content.
+    """
 
     position: Position
     recorded_at: int
     envelope: Envelope
     event: Event
+    removed: bool = False
 
 
 _TYPES: Mapping[str, type[Event]] = {cls.__name__: cls for cls in get_args(Event)}
+
+# What stands for a content that a redaction removed. A live entry has a headline or a body, so an entry that has neither is
+# one whose content is gone.
+_REMOVED: Mapping[str, Struct] = {
+    EntryPublished.__name__: EntryContent(headline=None, body=[], authors=[], tags=[]),
+    EntryCorrected.__name__: EntryChanges(),
+    EntryRetracted.__name__: RetractionReason(reason=None),
+}
 
 
 def encode(event: Event, *, command: str, by: str, causation: str | None) -> Encoded:
@@ -209,23 +256,29 @@ def decode(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Recorded:
             type=envelope.type,
             version=envelope.version,
         )
-    if envelope.digest is not None and hashlib.sha256(content).hexdigest() != envelope.digest:
+    removed = envelope.digest is not None and content == b"" and envelope.type in _REMOVED
+    if envelope.digest is not None and not removed and hashlib.sha256(content).hexdigest() != envelope.digest:
         raise CannotFold("the content does not match its digest", position=str(position), type=envelope.type)
     try:
         parts = dict(envelope.facts)
-        if envelope.digest is not None:
+        if removed:
+            parts["content"] = msgspec.to_builtins(_REMOVED[envelope.type])
+        elif envelope.digest is not None:
             parts["content"] = msgspec.json.decode(content)
+        for version in range(envelope.version, event_type.version):
+            parts = UPCASTERS[envelope.type, version](parts)
         event = msgspec.convert(parts, event_type)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CannotFold(f"the event cannot be read: {error}", position=str(position), type=envelope.type) from error
-    return Recorded(position, recorded_at, envelope, event)
+    return Recorded(position, recorded_at, envelope, event, removed)
 
 
 class About(Struct, frozen=True):
-    """What an event is about, read without its content."""
+    """What an event is about, read without its content; `digest` is null for an event that has none."""
 
     type: str
     entry: str | None
+    digest: str | None = None
 
 
 class _Facts(Struct, frozen=True):
@@ -235,6 +288,7 @@ class _Facts(Struct, frozen=True):
 class _AboutEnvelope(Struct, frozen=True):
     type: str
     facts: _Facts
+    digest: str | None = None
 
 
 _about = msgspec.json.Decoder(_AboutEnvelope)
@@ -246,4 +300,4 @@ def about(fields: Mapping[bytes, bytes]) -> About:
         envelope = _about.decode(fields[b"envelope"])
     except (KeyError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CannotFold(f"the envelope cannot be read: {error}") from error
-    return About(envelope.type, envelope.facts.entry)
+    return About(envelope.type, envelope.facts.entry, envelope.digest)

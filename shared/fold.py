@@ -17,8 +17,11 @@ from shared.events import (
     EntryEvent,
     EntryPinned,
     EntryPublished,
+    EntryRedacted,
     EntryRetracted,
     EntryUnpinned,
+    EpochRaised,
+    EpochReason,
     Event,
     FeedEvent,
     FeedOpened,
@@ -48,17 +51,21 @@ class Documents(Struct):
 
 
 class Change(Struct, frozen=True):
-    """What one event did: `feed` as of this position, and the entry before and after when the event is an entry's."""
+    """What one event did: `feed` as of this position, and the entry before and after when the event is an entry's.
+
+    `raised` is why the epoch grew, None for every other event.
+    """
 
     position: Position
     feed: Feed
     before: Document | None
     after: Document | None
+    raised: EpochReason | None = None
 
     @property
     def of_feed(self) -> bool:
         """Whether the feed's own fields changed."""
-        return self.after is None
+        return self.after is None and self.raised is None
 
 
 def fold(documents: Documents, recorded: Recorded, *, feed_id: str) -> Change:
@@ -69,6 +76,8 @@ def fold(documents: Documents, recorded: Recorded, *, feed_id: str) -> Change:
         return Change(position, feed, None, None)
     if documents.feed is None:
         raise _misfit(event, position, "the feed is not open")
+    if isinstance(event, EpochRaised):
+        return Change(position, _moved(documents.feed, position, at), None, None, event.reason)
     before = documents.entries.get(event.entry)
     after = fold_entry(before, event, feed_id=feed_id, position=position, recorded_at=at)
     live = isinstance(after, Entry) - isinstance(before, Entry)
@@ -116,6 +125,8 @@ def fold_entry(
         return _published(event, feed_id, str(position), at)
     if before is None:
         raise _misfit(event, position, "there is no such entry")
+    if isinstance(event, EntryRedacted):
+        return _redacted(before, str(position), at)
     if isinstance(before, Tombstone):
         raise _misfit(event, position, "the entry is retracted")
     if isinstance(event, EntryCorrected) and event.revision != before.revision + 1:
@@ -169,6 +180,22 @@ def _retracted(before: Entry, event: EntryRetracted, position: str, at: str) -> 
         revision=before.revision,
         retracted_at=at,
         reason=event.content.reason,
+        published_at=before.published_at,
+        first_position=before.first_position,
+        position=position,
+    )
+
+
+def _redacted(before: Document, position: str, at: str) -> Document:
+    """Nothing of the content, a retraction's reason included: the same, whether folded before the content went or after."""
+    if isinstance(before, Tombstone):
+        return msgspec.structs.replace(before, reason=None, position=position)
+    return Tombstone(
+        id=before.id,
+        feed=before.feed,
+        revision=before.revision,
+        retracted_at=at,
+        reason=None,
         published_at=before.published_at,
         first_position=before.first_position,
         position=position,

@@ -13,6 +13,7 @@ from shared.documents import Document, Feed, parse_document, parse_feed
 from shared.errors import Corrupted
 from shared.events import Encoded
 from shared.keys import Keys
+from shared.ndjson import StreamEntry
 from shared.position import ORIGIN, Position
 from shared.read_models import N_CHARACTERS
 from shared.redis import Redis, Script, command
@@ -117,13 +118,6 @@ class Stale(NamedTuple):
 
 class Conflict(NamedTuple):
     """The command id stands in the log under another fingerprint."""
-
-
-class StreamEntry(NamedTuple):
-    """One stream entry, undecoded."""
-
-    id: bytes
-    fields: Mapping[bytes, bytes]
 
 
 class Log:

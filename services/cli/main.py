@@ -4,6 +4,7 @@ import click
 
 from services.cli import newsroom, services
 from services.cli.demo.command import demo
+from services.cli.ops import ops
 from services.cli.tail import tail
 
 
@@ -13,7 +14,7 @@ def main() -> None:
     """Dateline: an event-sourced backend for live news coverage."""
 
 
-for _command in (*services.commands, demo, *newsroom.commands, tail):
+for _command in (*services.commands, demo, *newsroom.commands, tail, ops):
     main.add_command(_command)
 
 

@@ -17,7 +17,8 @@ from shared.events import decode
 from shared.fold import FOLD_VERSION, Change, Documents, fold
 from shared.instants import milliseconds_of
 from shared.keys import Keys
-from shared.log import StreamEntry, in_order
+from shared.log import in_order
+from shared.ndjson import StreamEntry
 from shared.position import ORIGIN, Position
 from shared.read_models import READ_MODELS, ReadModel, index_changes
 from shared.redis import Redis, Script, command, run_pipeline
@@ -28,7 +29,7 @@ BYTES_PER_COMMIT_MAX = 1024 * 1024
 _pending = Script(__file__, "pending.lua", read_only=True)
 _commit = Script(__file__, "commit.lua")
 
-FrameKind = Literal["entry", "retraction", "feed", "skipped"]
+FrameKind = Literal["entry", "retraction", "feed", "epoch", "skipped"]
 
 
 class Pending(Struct, frozen=True):
@@ -49,7 +50,7 @@ class Pending(Struct, frozen=True):
 
 
 class Frame(NamedTuple):
-    """What readers are sent of one position; a skipped one has no data."""
+    """What readers are sent of one position: the document's JSON, the reason of a raised epoch; a skipped one has no data."""
 
     position: Position
     kind: FrameKind
@@ -138,6 +139,8 @@ def _step(state: Documents, entry: StreamEntry, pending: Pending) -> Step:
 
 
 def _frame(change: Change) -> Frame:
+    if change.raised is not None:
+        return Frame(change.position, "epoch", change.raised.encode())
     if change.after is None:
         return Frame(change.position, "feed", render(change.feed))
     kind: FrameKind = "entry" if isinstance(change.after, Entry) else "retraction"

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from shared.errors import CannotFold
-from shared.log import StreamEntry
+from shared.ndjson import StreamEntry
 
 
 class QuarantineRecord(Struct, frozen=True):

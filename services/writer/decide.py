@@ -44,6 +44,7 @@ from shared.events import (
     EntryPinned,
     EntryPublished,
     EntryUnpinned,
+    EpochRaised,
     Event,
     FeedChanges,
     FeedOpened,
@@ -117,6 +118,8 @@ def plan(state: State, commands: Sequence[Command], *, head: Position, recorded_
 
 def evolve(state: State, event: Event, *, position: Position, recorded_at: int) -> None:
     """Bring the state up by one event that was decided on it."""
+    if isinstance(event, EpochRaised):
+        return
     if isinstance(event, FeedOpened | FeedRevised | FeedStatusChanged):
         state.feed = fold_feed(state.feed, event, feed_id=state.feed_id, position=position, recorded_at=recorded_at)
         state.status = state.feed.status

@@ -30,6 +30,7 @@ from shared.events import (
     Encoded,
     EntryPinned,
     EntryPublished,
+    EntryRedacted,
     EntryRetracted,
     EntryUnpinned,
     Event,
@@ -285,14 +286,14 @@ def _catch_up(state: State, looked: Looked, entry_id: bytes, fields: Mapping[byt
             evolve(state, recorded.event, position=recorded.position, recorded_at=recorded.recorded_at)
         elif isinstance(recorded.event, EntryPinned):
             state.pinned.add(recorded.event.entry)
-        elif isinstance(recorded.event, EntryUnpinned | EntryRetracted):
+        elif isinstance(recorded.event, EntryUnpinned | EntryRetracted | EntryRedacted):
             state.pinned.discard(recorded.event.entry)
     except CannotFold as error:
         # The projector will set it aside; whoever depends on it is refused below.
         log.warning("lagging_event_cannot_be_folded", feed=state.feed_id, detail=error.detail)
 
 
-_OF_PINS = {EntryPinned.__name__, EntryUnpinned.__name__, EntryRetracted.__name__}
+_OF_PINS = {EntryPinned.__name__, EntryUnpinned.__name__, EntryRetracted.__name__, EntryRedacted.__name__}
 
 
 def _refuse_what_is_quarantined(state: State, looked: Looked, *, of_feed: bool) -> None:

@@ -43,8 +43,9 @@ from shared.events import (
 )
 from shared.fold import Documents, fold
 from shared.keys import Keys
-from shared.log import Append, Appended, Guards, Log, NewRecord, StreamEntry
+from shared.log import Append, Appended, Guards, Log, NewRecord
 from shared.metrics import Metrics
+from shared.ndjson import StreamEntry
 from shared.position import ORIGIN, Position
 from shared.read_models import READ_MODELS, members
 from shared.redis import Redis, Script, command

@@ -25,7 +25,7 @@ from services.writer.requests import fingerprint
 from shared.documents import Document, Entry, Feed, Tombstone, parse_document, parse_feed, render
 from shared.errors import Refused
 from shared.events import EntryChanges, EntryContent, FeedChanges, FeedFields, encode
-from shared.log import StreamEntry
+from shared.ndjson import StreamEntry
 from shared.position import ORIGIN, Position
 from shared.read_models import CHRONOLOGICAL_KEY_CHARACTERS, N_CHARACTERS, READ_MODELS, index_for
 

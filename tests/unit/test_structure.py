@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-VOCABULARY = {"documents", "errors", "events", "fold", "instants", "position", "read_models"}
+VOCABULARY = {"documents", "errors", "events", "fold", "instants", "ndjson", "position", "read_models", "upcasters"}
 EDGES = {"config", "http", "keys", "lifecycle", "log", "logs", "metrics", "problems", "redis", "tokens"}
 FLOORS = ("writer", "projector", "gateway")
 

@@ -1,0 +1,131 @@
+"""The Redis that operators' verbs talk to: one given by URL, or that of a data directory whose `up` runs or has stopped.
+
+Owns the flags and the connection. A stopped `up`'s server is started for the verb alone, under the directory's lock, and
+stopped again after it.
+"""
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from services.cli.data_dir import DataDir, DataDirInUse, ServerRecord
+from services.cli.embedded import EmbeddedServer, EmbeddedServerFailed, ServerBinaryMissing
+from services.projector.worker import BLOCK_SECONDS, Projector
+from shared.config import Config
+from shared.errors import DatelineError, Misconfigured
+from shared.keys import Keys
+from shared.logs import configure_logs
+from shared.metrics import Metrics
+from shared.redis import UNREACHABLE, Redis, check_installation, command, connect, connect_for_blocking
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def server_options(verb: F) -> F:
+    """The flags that say which installation a verb works on."""
+    for option in (
+        click.option("--redis-url", help="The log's server; default DATELINE_REDIS_URL."),
+        click.option(
+            "--data-dir",
+            type=click.Path(file_okay=False),
+            help="Data of an `up`, running or stopped; default .dateline.",
+        ),
+    ):
+        verb = option(verb)
+    return verb
+
+
+class Server:
+    """An open connection to one installation's Redis. `data_dir` is that of an `up`, None for a server given by URL."""
+
+    def __init__(self, config: Config, redis: Redis, url: str, data_dir: Path | None) -> None:
+        self.config = config
+        self.redis = redis
+        self.url = url
+        self.data_dir = data_dir
+        self.keys = Keys(config.key_prefix)
+
+    @asynccontextmanager
+    async def projecting(self) -> AsyncIterator[None]:
+        """See to it that somebody projects: on a stopped system this process does, for as long as the verb needs it."""
+        if await _projectors_alive(self.redis, self.keys):
+            yield
+            return
+        blocking = connect_for_blocking(self.url, block_seconds=BLOCK_SECONDS)
+        owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        task = asyncio.create_task(Projector(self.redis, blocking, self.keys, Metrics(), owner=owner).run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            await blocking.aclose()
+
+
+async def _projectors_alive(redis: Redis, keys: Keys) -> bool:
+    seconds, _ = await command(redis, "TIME")
+    return bool(await command(redis, "ZCOUNT", keys.projectors, int(seconds) * 1000, "+inf"))
+
+
+@asynccontextmanager
+async def opened(redis_url: str | None, data_dir: str | None) -> AsyncIterator[Server]:
+    """The installation's server. Raises DatelineError, or what the embedded server raises when it does not start."""
+    config = Config.load(os.environ, {"redis_url": redis_url, "data_dir": data_dir})
+    if config.redis_url is not None and data_dir is None:
+        async with _connected(config, config.redis_url, None) as server:
+            yield server
+        return
+    path = Path(config.data_dir)
+    if not (path / "server.json").exists():
+        raise Misconfigured(f"there is no data of an `up` in {path}: name it with --data-dir, or give --redis-url")
+    try:
+        lock = DataDir.lock(path)
+    except DataDirInUse:
+        record = ServerRecord.read(path)
+        if record is None:
+            raise Misconfigured(f"{path} is in use, and its server.json cannot be read") from None
+        async with _connected(config, record.url, path) as server:
+            yield server
+        return
+    with lock:
+        binary = Path(config.server_binary) if config.server_binary else None
+        embedded = await EmbeddedServer.start(lock, binary=binary)
+        try:
+            async with _connected(config, embedded.url, path) as server:
+                yield server
+        finally:
+            await embedded.stop()
+
+
+@asynccontextmanager
+async def _connected(config: Config, url: str, data_dir: Path | None) -> AsyncIterator[Server]:
+    redis = connect(url)
+    server = Server(config, redis, url, data_dir)
+    try:
+        await check_installation(redis, server.keys)
+        yield server
+    finally:
+        await redis.aclose()
+
+
+def run_verb(redis_url: str | None, data_dir: str | None, verb: Callable[[Server], Coroutine[Any, Any, int]]) -> None:
+    """Run a verb and leave with the exit code that it gives; what it cannot do is one sentence and exit code 1."""
+
+    async def run() -> int:
+        async with opened(redis_url, data_dir) as server:
+            configure_logs(server.config, service="ops")
+            return await verb(server)
+
+    try:
+        code = asyncio.run(run())
+    except (DatelineError, DataDirInUse, EmbeddedServerFailed, ServerBinaryMissing, *UNREACHABLE) as error:
+        raise click.ClickException(str(error)) from error
+    raise SystemExit(code)
