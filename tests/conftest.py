@@ -1,8 +1,18 @@
-"""For all tests: in CI nothing may be skipped for want of a tool."""
+"""For all tests: in CI nothing may be skipped for want of a tool; `--long` runs whole what the default run samples."""
 
 import os
 
 import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run whole what the default run samples (many minutes)")
+
+
+@pytest.fixture(scope="session")
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether this run has the time to try everything, not a sample."""
+    return bool(request.config.getoption("--long"))
 
 
 @pytest.hookimpl(trylast=True)
