@@ -16,8 +16,9 @@ from msgspec import UNSET, Struct, UnsetType
 
 from shared.documents import Author, Block, FeedStatus, Image, Visibility
 from shared.errors import CannotFold, Corrupted, NewerLog
+from shared.ndjson import UNREADABLE
 from shared.position import Position
-from shared.upcasters import UPCASTERS
+from shared.upcasters import UPCASTERS, Parts
 
 SALT_BYTES = 16
 
@@ -246,7 +247,7 @@ def decode(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Recorded:
         raise Corrupted(f"the stream entry {entry_id!r} is no event", fields=sorted(map(repr, fields))) from error
     try:
         envelope = msgspec.json.decode(raw_envelope, type=Envelope)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise CannotFold(f"the envelope cannot be read: {error}", position=str(position)) from error
     event_type = _TYPES.get(envelope.type)
     if event_type is None or envelope.version > event_type.version:
@@ -266,11 +267,20 @@ def decode(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Recorded:
         elif envelope.digest is not None:
             parts["content"] = msgspec.json.decode(content)
         for version in range(envelope.version, event_type.version):
-            parts = UPCASTERS[envelope.type, version](parts)
+            parts = _upcast(parts, envelope.type, version, position)
         event = msgspec.convert(parts, event_type)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise CannotFold(f"the event cannot be read: {error}", position=str(position), type=envelope.type) from error
     return Recorded(position, recorded_at, envelope, event, removed)
+
+
+def _upcast(parts: Parts, name: str, version: int, position: Position) -> Parts:
+    try:
+        return UPCASTERS[name, version](parts)
+    # Nobody has checked the parts of an old event: an upcaster meets what is not there, or of another type.
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        detail = f"{name} version {version} cannot be brought to version {version + 1}: {error!r}"
+        raise CannotFold(detail, position=str(position), type=name) from error
 
 
 class About(Struct, frozen=True):
@@ -298,6 +308,6 @@ def about(fields: Mapping[bytes, bytes]) -> About:
     """The type and entry of a stream entry; CannotFold when its envelope cannot be read."""
     try:
         envelope = _about.decode(fields[b"envelope"])
-    except (KeyError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (KeyError, *UNREADABLE) as error:
         raise CannotFold(f"the envelope cannot be read: {error}") from error
     return About(envelope.type, envelope.facts.entry, envelope.digest)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Raw, Struct
 
-from shared.instants import instant_of, milliseconds_of
+from shared.instants import instant_of, milliseconds_of, parse_instant
 from shared.position import Position
 
 
@@ -37,6 +37,9 @@ class _Line(Struct, frozen=True):
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(_Line)
+
+# What msgspec raises for bytes that are no JSON; nested too deeply is one way not to be.
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 # A chain begins here, so that the chain of nothing is not that of anything else.
 CHAIN_START = hashlib.sha256(b"dateline chain 1").hexdigest()
@@ -65,9 +68,9 @@ def parse_line(line: bytes) -> StreamEntry:
         fields = {
             b"envelope": _extracted(parsed.envelope),
             b"content": _extracted(parsed.content),
-            b"recorded_at": str(milliseconds_of(parsed.recorded_at)).encode(),
+            b"recorded_at": str(milliseconds_of(parse_instant(parsed.recorded_at))).encode(),
         }
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"the line is no event: {error}") from error
     return StreamEntry(str(position).encode(), fields)
 
@@ -92,7 +95,7 @@ def _embedded(data: bytes) -> Raw:
         if data[:1] == b"{" and data[-1:] == b"}" and b"\n" not in data and b"\r" not in data:
             msgspec.json.decode(data)
             return Raw(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNREADABLE:
         pass
     return Raw(b'"%s"' % base64.b64encode(data))
 
