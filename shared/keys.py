@@ -27,9 +27,15 @@ class GenerationKeys(NamedTuple):
 
 
 class FeedKeys(NamedTuple):
-    """A feed's keys: the write side, and which generation readers get. `generation` and `commands` are prefixes."""
+    """A feed's keys: the write side, and which generation readers get. `generation`, `commands` and `purged` are prefixes.
+
+    `log_rewrite` is the log that a redaction writes to put in the log's place, `rewriting` who does so, `purged` the gateways
+    that confirmed a purge.
+    """
 
     log: str
+    log_rewrite: str
+    rewriting: str
     head: str
     entries: str
     commands: str
@@ -37,6 +43,7 @@ class FeedKeys(NamedTuple):
     generations: str
     quarantine: str
     generation: str
+    purged: str
 
     def of_generation(self, generation: int) -> GenerationKeys:
         base = f"{self.generation}{generation}:"
@@ -49,6 +56,7 @@ class ShardKeys(NamedTuple):
     dirty: str
     doorbell: str
     frames: str
+    frames_rewrite: str
     touch: str
 
 
@@ -59,6 +67,7 @@ class Keys:
         self.prefix = prefix
         self.installation = f"{prefix}:installation"
         self.projectors = f"{prefix}:projectors"
+        self.gateways = f"{prefix}:gateways"
 
     @staticmethod
     def shard_of(feed: str) -> int:
@@ -72,6 +81,8 @@ class Keys:
         base = f"{self._base(self.shard_of(feed))}f:{feed}:"
         return FeedKeys(
             log=base + "log",
+            log_rewrite=base + "log-rewrite",
+            rewriting=base + "rewriting",
             head=base + "head",
             entries=base + "entries",
             commands=base + "commands:",
@@ -79,6 +90,7 @@ class Keys:
             generations=base + "generations",
             quarantine=base + "quarantine",
             generation=base + "g",
+            purged=base + "purged:",
         )
 
     def _base(self, shard: int) -> str:

@@ -245,6 +245,16 @@ class Readers:
             followed.mending = False
             self._run_backlog(followed)
 
+    def forget_frames(self, feed: str) -> None:
+        """Drop every frame that is held of a feed: what readers lack of them they take from the read models."""
+        followed = self._followed.get(feed)
+        if followed is None:
+            return
+        followed.ring.clear()
+        if followed.backlog:
+            followed.backlog.clear()
+            self.missed(followed)
+
     def missed(self, followed: Followed) -> None:
         """The sweep saw a checkpoint that no frame has brought."""
         if not followed.mending:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -12,6 +13,7 @@ from services.gateway.differences import Differences
 from services.gateway.listing import Listing
 from services.gateway.live_page import LivePage
 from services.gateway.pages import Pages
+from services.gateway.purges import Purges
 from services.gateway.readers import Readers
 from services.gateway.reads import Reads
 from services.gateway.streams import Streams
@@ -22,6 +24,7 @@ from shared.errors import Unavailable
 from shared.http import Check, application
 from shared.keys import SHARDS, Keys
 from shared.lifecycle import listen, run_until, serving
+from shared.members import process_name
 from shared.metrics import Metrics
 from shared.redis import UNREACHABLE, check_installation, connect, connect_for_blocking, needed_url
 from shared.tokens import Tokens
@@ -43,7 +46,8 @@ class Gateway:
         differences = Differences(reads)
         tokens = Tokens(config.ops_token)
         self._readers = Readers(differences, metrics, readers_max=config.readers_max)
-        self._tail = Tail(self._redis, self._blocking, self._keys, self._readers, arrivals)
+        self._purges = Purges(self._redis, self._keys, name=process_name(), forget=self._forget)
+        self._tail = Tail(self._redis, self._blocking, self._keys, self._readers, arrivals, self._purges)
         self.routes: list[web.RouteDef] = routes(
             Pages(reads, listing, arrivals, tokens),
             Streams(reads, differences, self._readers, arrivals, tokens, metrics),
@@ -65,8 +69,14 @@ class Gateway:
         await self._readers.drain()
 
     async def close(self) -> None:
+        with suppress(*UNREACHABLE):
+            # Not taken off, it counts as alive until its time is over.
+            await self._purges.leave()
         await self._redis.aclose()
         await self._blocking.aclose()
+
+    def _forget(self, feed: str, entry: str) -> None:
+        self._readers.forget_frames(feed)
 
     async def _check(self) -> dict[str, Any]:
         """Redis answers and the tail is current; how far projectors lag is a fact, not a verdict."""

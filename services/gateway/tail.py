@@ -10,6 +10,7 @@ from typing import Any
 
 import structlog
 
+from services.gateway.purges import Purges
 from services.gateway.readers import Followed, Readers
 from services.gateway.ring import Ready
 from services.gateway.waiting import Arrivals
@@ -29,12 +30,15 @@ STALE_SECONDS = 5.0
 
 
 class Tail:
-    def __init__(self, redis: Redis, blocking: Redis, keys: Keys, readers: Readers, arrivals: Arrivals) -> None:
+    def __init__(
+        self, redis: Redis, blocking: Redis, keys: Keys, readers: Readers, arrivals: Arrivals, purges: Purges
+    ) -> None:
         self._redis = redis
         self._blocking = blocking
         self._keys = keys
         self._readers = readers
         self._arrivals = arrivals
+        self._purges = purges
         self._streams = [keys.shard(shard).frames for shard in range(SHARDS)]
         self._cursors: dict[str, str] = {}
         self._heard = float("-inf")
@@ -81,6 +85,9 @@ class Tail:
 
     def _deliver(self, fields: dict[bytes, bytes]) -> None:
         feed = fields[b"f"].decode()
+        if fields[b"k"] == b"purge":
+            self._purges.purge(feed, fields[b"d"])
+            return
         position = Position.parse(fields[b"p"].decode())
         self._readers.deliver(Ready(feed, position, fields[b"k"].decode(), fields[b"d"]))
         self._arrivals.moved(feed)
@@ -101,6 +108,7 @@ class Tail:
         loop = asyncio.get_running_loop()
         while True:
             try:
+                await self._purges.announce()
                 await self._sweep()
                 await self._find_ends()
                 self._swept = loop.time()

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Iterable
 
 from shared.keys import SHARDS, Keys
+from shared.members import Members
 from shared.redis import Redis, Script, run_pipeline
 
 # A dead projector's shards are free after this time; another looks every RENEW_SECONDS: together well under 5 s.
@@ -15,7 +16,6 @@ TIME_TO_LIVE_SECONDS = 3.0
 RENEW_SECONDS = 0.5
 
 _lease = Script(__file__, "lease.lua")
-_members = Script(__file__, "members.lua")
 
 
 class Leases:
@@ -25,6 +25,7 @@ class Leases:
         self._redis = redis
         self._keys = keys
         self._owner = owner
+        self._members = Members(redis, keys.projectors)
         # A confirmation under way must not bring back what is let go meanwhile.
         self._one_at_a_time = asyncio.Lock()
         self.held: dict[int, int] = {}
@@ -32,7 +33,7 @@ class Leases:
     async def renew(self, *, refused: Iterable[int] = ()) -> None:
         """Confirm what is held, let go what is over the fair share, take what is free below it; `refused` is not taken."""
         async with self._one_at_a_time:
-            alive = await _members(self._redis, (self._keys.projectors,), (self._owner, _milliseconds()))
+            alive = await self._members.announce(self._owner, seconds=TIME_TO_LIVE_SECONDS)
             share = fair_share(alive)
             await self._release(sorted(self.held)[share:])
             wanted = [shard for shard in range(SHARDS) if shard not in self.held and shard not in set(refused)]
@@ -52,7 +53,7 @@ class Leases:
 
     async def leave(self) -> None:
         await self.release(list(self.held))
-        await _members(self._redis, (self._keys.projectors,), (self._owner, 0))
+        await self._members.leave(self._owner)
 
     async def _release(self, shards: Iterable[int]) -> None:
         shards = [shard for shard in shards if shard in self.held]

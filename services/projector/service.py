@@ -1,9 +1,6 @@
 """The projector as a program: its parts, put together once."""
 
 import asyncio
-import os
-import secrets
-import socket
 from typing import Any
 
 import structlog
@@ -15,6 +12,7 @@ from shared.errors import Unavailable
 from shared.http import application
 from shared.keys import Keys
 from shared.lifecycle import listen, run_until, serving
+from shared.members import process_name
 from shared.metrics import Metrics
 from shared.redis import check_installation, connect, connect_for_blocking, needed_url
 
@@ -28,7 +26,7 @@ async def run(config: Config, stop: asyncio.Event, *, with_http: bool) -> None:
     redis = connect(url)
     blocking = connect_for_blocking(url, block_seconds=BLOCK_SECONDS)
     metrics = Metrics()
-    owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+    owner = process_name()
     projector = Projector(redis, blocking, keys, metrics, owner=owner)
 
     async def check() -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 VOCABULARY = {"documents", "errors", "events", "fold", "instants", "ndjson", "position", "read_models", "upcasters"}
-EDGES = {"config", "http", "keys", "lifecycle", "log", "logs", "metrics", "problems", "redis", "tokens"}
+EDGES = {"config", "http", "keys", "lifecycle", "log", "logs", "members", "metrics", "problems", "redis", "tokens"}
 FLOORS = ("writer", "projector", "gateway")
 
 

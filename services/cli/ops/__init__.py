@@ -5,7 +5,9 @@ One verb a module. `server` opens the Redis that they talk to; what a verb does 
 
 import click
 
-commands: list[click.Command] = []
+from services.cli.ops.redact import redact
+
+commands: list[click.Command] = [redact]
 
 
 @click.group()

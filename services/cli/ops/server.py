@@ -6,8 +6,6 @@ stopped again after it.
 
 import asyncio
 import os
-import secrets
-import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -22,8 +20,9 @@ from shared.config import Config
 from shared.errors import DatelineError, Misconfigured
 from shared.keys import Keys
 from shared.logs import configure_logs
+from shared.members import Members, process_name
 from shared.metrics import Metrics
-from shared.redis import UNREACHABLE, Redis, check_installation, command, connect, connect_for_blocking
+from shared.redis import UNREACHABLE, Redis, check_installation, connect, connect_for_blocking
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -55,12 +54,12 @@ class Server:
     @asynccontextmanager
     async def projecting(self) -> AsyncIterator[None]:
         """See to it that somebody projects: on a stopped system this process does, for as long as the verb needs it."""
-        if await _projectors_alive(self.redis, self.keys):
+        if await Members(self.redis, self.keys.projectors).alive():
             yield
             return
         blocking = connect_for_blocking(self.url, block_seconds=BLOCK_SECONDS)
-        owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        task = asyncio.create_task(Projector(self.redis, blocking, self.keys, Metrics(), owner=owner).run())
+        projector = Projector(self.redis, blocking, self.keys, Metrics(), owner=process_name())
+        task = asyncio.create_task(projector.run())
         try:
             yield
         finally:
@@ -68,11 +67,6 @@ class Server:
             with suppress(asyncio.CancelledError):
                 await task
             await blocking.aclose()
-
-
-async def _projectors_alive(redis: Redis, keys: Keys) -> bool:
-    seconds, _ = await command(redis, "TIME")
-    return bool(await command(redis, "ZCOUNT", keys.projectors, int(seconds) * 1000, "+inf"))
 
 
 @asynccontextmanager

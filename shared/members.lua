@@ -1,5 +1,5 @@
--- Announces one projector and counts those alive.
--- KEYS  1 projectors    ARGV  1 owner  2 time to live in ms; 0 leaves
+-- Announces one process of a kind, or takes it off, and counts those alive.
+-- KEYS  1 members    ARGV  1 name  2 time to live in ms; 0 leaves
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
