@@ -207,6 +207,17 @@ class Log:
         raw = await command(self._redis, "XRANGE", self._keys.feed(feed).log, f"({after}", end, "COUNT", events_max)
         return in_order(feed, raw, after=after)
 
+    async def event_at(self, feed: str, position: Position) -> StreamEntry | None:
+        """The event at exactly this position, of whatever epoch; None when the log does not hold it."""
+        before = Position(position.epoch, position.n - 1)
+        found = [entry async for entry in self.read(feed, after=before, to=position)]
+        return found[0] if found else None
+
+    async def head(self, feed: str) -> Head | None:
+        """The end of the feed's log, None for a feed that was never opened."""
+        looked = await self.look(feed, entries=(), pins=False, command=None)
+        return looked.head
+
     async def recorded_at(self, feed: str, position: Position) -> int:
         raw = await command(self._redis, "XRANGE", self._keys.feed(feed).log, str(position), str(position))
         if not raw:

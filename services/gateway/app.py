@@ -2,12 +2,13 @@
 
 from aiohttp import web
 
+from services.gateway.events import Events
 from services.gateway.live_page import LivePage
 from services.gateway.pages import Pages
 from services.gateway.streams import Streams
 
 
-def routes(pages: Pages, streams: Streams, live_page: LivePage) -> list[web.RouteDef]:
+def routes(pages: Pages, events: Events, streams: Streams, live_page: LivePage) -> list[web.RouteDef]:
     feed = "/v1/feeds/{feed}"
     return [
         web.get("/v1/feeds", pages.feeds),
@@ -16,6 +17,7 @@ def routes(pages: Pages, streams: Streams, live_page: LivePage) -> list[web.Rout
         web.get(feed + "/entries", pages.entries),
         web.get(feed + "/entries/{entry}", pages.entry),
         web.get(feed + "/changes", pages.changes),
+        web.get(feed + "/events", events.of_feed),
         web.get(feed + "/stream", streams.of_feed),
         web.get("/", live_page.index),
         web.get("/live/{feed}", live_page.show),

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from services.gateway.app import routes
 from services.gateway.differences import Differences
+from services.gateway.events import Events
 from services.gateway.listing import Listing
 from services.gateway.live_page import LivePage
 from services.gateway.pages import Pages
@@ -24,6 +25,7 @@ from shared.errors import Unavailable
 from shared.http import Check, application
 from shared.keys import SHARDS, Keys
 from shared.lifecycle import listen, run_until, serving
+from shared.log import Log
 from shared.members import process_name
 from shared.metrics import Metrics
 from shared.redis import UNREACHABLE, check_installation, connect, connect_for_blocking, needed_url
@@ -50,6 +52,7 @@ class Gateway:
         self._tail = Tail(self._redis, self._blocking, self._keys, self._readers, arrivals, self._purges)
         self.routes: list[web.RouteDef] = routes(
             Pages(reads, listing, arrivals, tokens),
+            Events(Log(self._redis, self._keys), reads, arrivals, tokens),
             Streams(reads, differences, self._readers, arrivals, tokens, metrics),
             LivePage(reads, listing, tokens),
         )
