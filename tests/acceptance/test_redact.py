@@ -107,13 +107,16 @@ async def test_a_gateway_that_does_not_confirm_is_listed(
     await newsroom.publish(feed, f"{secret} is named", id="named")
     record = json.loads((own.data_dir / "server.json").read_text())
     redis = connect(f"unix://{record['socket']}")
+    gateways = Members(redis, Keys().gateways)
     try:
-        await Members(redis, Keys().gateways).announce("silent:1:x", seconds=30)
+        await gateways.announce("silent:1:x", seconds=30)
+        shown = await Desk(own).type(
+            *("ops", "redact", feed, "named", "--reason", "r", "--yes", "--json", "--data-dir", str(own.data_dir)),
+            code=1,
+        )
+        await gateways.leave("silent:1:x")
     finally:
         await redis.aclose()
-    shown = await Desk(own).type(
-        "ops", "redact", feed, "named", "--reason", "r", "--yes", "--json", "--data-dir", str(own.data_dir), code=1
-    )
     receipt = json.loads(shown)
     assert not receipt["complete"]
     assert [p["place"] for p in receipt["places"] if not p["confirmed"]] == ["gateway silent:1:x"]
