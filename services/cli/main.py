@@ -2,20 +2,29 @@
 
 import click
 
-from services.cli import newsroom, services
-from services.cli.demo.command import demo
-from services.cli.ops import ops
-from services.cli.tail import tail
+from services.cli.lazy import LazyGroup
+
+COMMANDS = {
+    "up": "services.cli.services:up",
+    "demo": "services.cli.demo.command:demo",
+    "writer": "services.cli.services:writer",
+    "projector": "services.cli.services:projector",
+    "gateway": "services.cli.services:gateway",
+    "open": "services.cli.newsroom:open_feed",
+    "publish": "services.cli.newsroom:publish",
+    "correct": "services.cli.newsroom:correct",
+    "retract": "services.cli.newsroom:retract",
+    "pin": "services.cli.newsroom:pin",
+    "tail": "services.cli.tail:tail",
+    "ops": "services.cli.ops:ops",
+    "config": "services.cli.services:show_config",
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, places=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="dateline")
 def main() -> None:
     """Dateline: an event-sourced backend for live news coverage."""
-
-
-for _command in (*services.commands, demo, *newsroom.commands, tail, ops):
-    main.add_command(_command)
 
 
 if __name__ == "__main__":

@@ -292,6 +292,3 @@ def _report(verb: str, document: Document, *, as_json: bool) -> None:
 
 def _print_json(document: Document) -> None:
     click.echo(escaped_json(msgspec.json.encode(document).decode()))
-
-
-commands: list[click.Command] = [open_feed, publish, correct, retract, pin]

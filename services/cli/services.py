@@ -13,7 +13,6 @@ from rich.table import Table
 
 from shared.config import PREFIX, Config, sources
 from shared.errors import DatelineError
-from shared.lifecycle import run_until, stop_on_signals
 from shared.logs import configure_logs
 
 _SECRET = frozenset({"ops_token"})
@@ -42,6 +41,7 @@ def up(**flags: Any) -> None:
 async def _up(config: Config, stop: asyncio.Event) -> None:
     # Here, not above: `dateline config` need not load every service.
     from services.cli.up import TOKEN_FILE, installation
+    from shared.lifecycle import run_until
 
     async def show() -> None:
         async with installation(config, data_dir=Path(config.data_dir)) as running:
@@ -133,19 +133,16 @@ def load(flags: dict[str, Any]) -> Config:
 
 def run_service(program: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     """Run a program until a signal stops it; its own errors end with one line and exit code 1."""
+    # Here, not above: they come with the embedded server and the HTTP server.
+    from services.cli.data_dir import DataDirInUse
+    from services.cli.embedded import EmbeddedServerFailed, ServerBinaryMissing
+    from shared.lifecycle import stop_on_signals
 
     async def run() -> None:
         async with stop_on_signals() as stop:
             await program(stop)
 
-    # Here, not above: they come with the embedded server.
-    from services.cli.data_dir import DataDirInUse
-    from services.cli.embedded import EmbeddedServerFailed, ServerBinaryMissing
-
     try:
         asyncio.run(run())
     except (DatelineError, DataDirInUse, EmbeddedServerFailed, ServerBinaryMissing, OSError) as error:
         raise click.ClickException(str(error)) from error
-
-
-commands: list[click.Command] = [up, writer, projector, gateway, show_config]

@@ -5,15 +5,13 @@ One verb a module. `server` opens the Redis that they talk to; what a verb does 
 
 import click
 
-from services.cli.ops.redact import redact
+from services.cli.lazy import LazyGroup
 
-commands: list[click.Command] = [redact]
+VERBS = {
+    "redact": "services.cli.ops.redact:redact",
+}
 
 
-@click.group()
+@click.group(cls=LazyGroup, places=VERBS)
 def ops() -> None:
     """Operators' verbs: they talk to the log's Redis (--redis-url, or --data-dir of a running or stopped `up`)."""
-
-
-for _command in commands:
-    ops.add_command(_command)

@@ -15,13 +15,11 @@ import click
 
 from services.cli.data_dir import DataDir, DataDirInUse, ServerRecord
 from services.cli.embedded import EmbeddedServer, EmbeddedServerFailed, ServerBinaryMissing
-from services.projector.worker import BLOCK_SECONDS, Projector
 from shared.config import Config
 from shared.errors import DatelineError, Misconfigured
 from shared.keys import Keys
 from shared.logs import configure_logs
 from shared.members import Members, process_name
-from shared.metrics import Metrics
 from shared.redis import UNREACHABLE, Redis, check_installation, connect, connect_for_blocking
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -57,6 +55,10 @@ class Server:
         if await Members(self.redis, self.keys.projectors).alive():
             yield
             return
+        # Here, not above: most verbs need no projector of their own.
+        from services.projector.worker import BLOCK_SECONDS, Projector
+        from shared.metrics import Metrics
+
         blocking = connect_for_blocking(self.url, block_seconds=BLOCK_SECONDS)
         projector = Projector(self.redis, blocking, self.keys, Metrics(), owner=process_name())
         task = asyncio.create_task(projector.run())
