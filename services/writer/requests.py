@@ -4,8 +4,6 @@ Owns the bodies and the way from bytes to commands, with the path of each field 
 `sanitise`'s, whether a command may happen is `decide`'s.
 """
 
-import base64
-import hashlib
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -36,6 +34,7 @@ from services.writer.sanitise import (
 from shared.documents import Author, Block, FeedStatus, Image, Visibility, is_entry_id
 from shared.errors import FieldError, Invalid, Malformed
 from shared.events import EntryChanges, EntryContent, FeedChanges, FeedFields
+from shared.fingerprints import fingerprint, publication_fingerprint
 
 BATCH_COMMANDS_MAX = 200
 
@@ -202,7 +201,9 @@ class Parser:
             published_at=published_at,
             key_event=request.key_event,
             content=content,
-            fingerprint=fingerprint(published_at, request.key_event, content),
+            fingerprint=publication_fingerprint(
+                published_at=published_at, key_event=request.key_event, content=content
+            ),
         )
 
     def _of_batch(self, checked: Checked, item: _BatchCommand, path: str) -> EntryCommand:
@@ -223,12 +224,6 @@ class Parser:
                 return MarkKeyEvent(item.id)
             case _BatchUnmark():
                 return UnmarkKeyEvent(item.id)
-
-
-def fingerprint(*parts: Any) -> str:
-    """A short digest of parsed values: equal for requests that mean the same, whatever their spelling."""
-    digest = hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).digest()
-    return base64.urlsafe_b64encode(digest[:18]).decode()
 
 
 def request_fingerprint(method: str, path: str, body: bytes) -> str:

@@ -25,7 +25,6 @@ from services.writer.commands import (
     UnpinEntry,
 )
 from services.writer.desk import Desk, Outcome, Request
-from services.writer.requests import fingerprint
 from shared import log as log_module
 from shared.documents import Document, Entry, Feed, FeedStatus, TextBlock, render
 from shared.errors import CannotFold
@@ -41,6 +40,7 @@ from shared.events import (
     decode,
     encode,
 )
+from shared.fingerprints import fingerprint
 from shared.fold import Documents, fold
 from shared.keys import Keys
 from shared.log import Append, Appended, Guards, Log, NewRecord

@@ -21,10 +21,10 @@ from services.writer.commands import (
     UnpinEntry,
 )
 from services.writer.decide import PINS_MAX, State, plan
-from services.writer.requests import fingerprint
 from shared.documents import Document, Entry, Feed, Tombstone, parse_document, parse_feed, render
 from shared.errors import Refused
 from shared.events import EntryChanges, EntryContent, FeedChanges, FeedFields, encode
+from shared.fingerprints import fingerprint
 from shared.ndjson import StreamEntry
 from shared.position import ORIGIN, Position
 from shared.read_models import CHRONOLOGICAL_KEY_CHARACTERS, N_CHARACTERS, READ_MODELS, index_for

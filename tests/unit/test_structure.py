@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-VOCABULARY = {"documents", "errors", "events", "fold", "instants", "ndjson", "position", "read_models", "upcasters"}
+VOCABULARY = {
+    "documents",
+    "errors",
+    "events",
+    "fingerprints",
+    "fold",
+    "instants",
+    "ndjson",
+    "position",
+    "read_models",
+    "upcasters",
+}
 EDGES = {"config", "http", "keys", "lifecycle", "log", "logs", "members", "metrics", "problems", "redis", "tokens"}
 FLOORS = ("writer", "projector", "gateway")
 
