@@ -1,0 +1,283 @@
+"""The guards of the write and the commit path that stand in Python beside the scripts, each with a text that takes it away.
+
+Owns an explicit list: a guard is a line that keeps history whole, and no tool knows which those are.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from tests.mutations.mutant import Mutant, line_of
+
+
+class Patch(NamedTuple):
+    """`old` stands in the file exactly once, `new` stands there instead."""
+
+    path: str
+    what: str
+    old: str
+    new: str
+    tests: Sequence[str]
+
+
+class PatchOutdated(Exception):
+    """A patch does not apply any more: the guard moved, and the list must follow it."""
+
+
+def mutant_of(patch: Patch, text: str) -> Mutant:
+    if text.count(patch.old) != 1:
+        raise PatchOutdated(f"{patch.path}: {patch.what}: {text.count(patch.old)} places read {patch.old!r}")
+    start = text.index(patch.old)
+    return Mutant(patch.path, line_of(text, start), patch.what, start, start + len(patch.old), patch.new)
+
+
+DESK = ("test_desk", "test_lost_replies")
+COMMIT = ("test_commit", "test_projector")
+
+PATCHES: tuple[Patch, ...] = (
+    Patch(
+        "shared/log.py",
+        "a log with a gap is read on",
+        "if Position.parse(entry.id.decode()).n != n:",
+        "if False:",
+        ("test_load", "test_commit"),
+    ),
+    Patch(
+        "shared/log.py",
+        "a re-sent append is always another's",
+        "if known.attempt == attempt",
+        "if False",
+        ("test_lost_replies",),
+    ),
+    Patch(
+        "shared/log.py",
+        "an append under a known key is always one's own",
+        "if known.attempt == attempt",
+        "if True",
+        DESK,
+    ),
+    Patch("shared/log.py", "a head that lacks a field is read on", "if None in raw:", "if False:", ("test_load",)),
+    Patch(
+        "services/writer/desk.py",
+        "entries are not guarded",
+        "record in looked.records.items()},\n        ),",
+        "record in ()},\n        ),",
+        DESK,
+    ),
+    Patch(
+        "services/writer/desk.py",
+        "the feed's version is not guarded",
+        "looked.head.version if looked.head and (publishes or of_feed) else None",
+        "None",
+        DESK,
+    ),
+    Patch(
+        "services/writer/desk.py",
+        "publications do not guard the feed's version",
+        "if looked.head and (publishes or of_feed) else",
+        "if looked.head and of_feed else",
+        DESK,
+    ),
+    Patch(
+        "services/writer/desk.py",
+        "revisions do not guard the feed's version",
+        "if looked.head and (publishes or of_feed) else",
+        "if looked.head and publishes else",
+        DESK,
+    ),
+    Patch(
+        "services/writer/desk.py",
+        "pins are not guarded",
+        "looked.head.pins if looked.head and pins else None",
+        "None",
+        DESK,
+    ),
+    Patch(
+        "services/writer/desk.py",
+        "an opening does not ask that the feed is not there",
+        "opens=looked.head is None",
+        "opens=False",
+        DESK,
+    ),
+    Patch(
+        "services/writer/desk.py",
+        "a retraction does not count as a change of pins",
+        "EntryPinned | EntryUnpinned | EntryRetracted) for e in events),\n        records",
+        "EntryPinned | EntryUnpinned) for e in events),\n        records",
+        DESK,
+    ),
+    Patch(
+        "services/writer/desk.py",
+        "a key under which another request came is replayed",
+        "if known.fingerprint != request.fingerprint:",
+        "if False:",
+        DESK,
+    ),
+    Patch(
+        "services/writer/desk.py",
+        "a closed feed's head is remembered like another's",
+        'if head is None or head.status == "closed":',
+        "if head is None:",
+        DESK,
+    ),
+    Patch(
+        "services/writer/desk.py",
+        "a remembered head serves every command",
+        "if not all(isinstance(c, PublishEntry) and not c.chosen for c in request.commands):",
+        "if False:",
+        DESK,
+    ),
+    Patch(
+        "services/writer/desk.py",
+        "a remembered head serves ids that the client chose",
+        "isinstance(c, PublishEntry) and not c.chosen for c",
+        "isinstance(c, PublishEntry) for c",
+        DESK,
+    ),
+    Patch(
+        "services/writer/desk.py",
+        "a lagging entry is not brought up",
+        "if lagging or (of_feed and head.version > checkpoint.n)",
+        "if (of_feed and head.version > checkpoint.n)",
+        DESK,
+    ),
+    Patch(
+        "services/writer/desk.py",
+        "a lagging feed is not brought up",
+        "(of_feed and head.version > checkpoint.n) or",
+        "",
+        DESK,
+    ),
+    Patch(
+        "services/writer/desk.py", "lagging pins are not brought up", "or (pins and head.pins > checkpoint.n)", "", DESK
+    ),
+    Patch(
+        "services/writer/desk.py",
+        "what is in quarantine is decided upon",
+        "if record is not None and (document is None or document.position != str(record.position)):",
+        "if False:",
+        DESK,
+    ),
+    Patch(
+        "services/writer/desk.py",
+        "a feed whose opening is in quarantine is decided upon",
+        "if of_feed and state.feed is None:",
+        "if False:",
+        DESK,
+    ),
+    Patch(
+        "services/writer/desk.py",
+        "an append of any number of events",
+        "len(encoded) > EVENTS_PER_APPEND_MAX or ",
+        "",
+        DESK,
+    ),
+    Patch(
+        "services/writer/desk.py",
+        "an append of any size",
+        "len(encoded) > EVENTS_PER_APPEND_MAX or size > BYTES_PER_APPEND_MAX",
+        "len(encoded) > EVENTS_PER_APPEND_MAX",
+        DESK,
+    ),
+    Patch(
+        "services/writer/desk.py", "the keys of two tokens meet", "{request.by}\\0{request.key}", "{request.key}", DESK
+    ),
+    Patch(
+        "services/projector/commit.py",
+        "an event that is in quarantine is folded",
+        "if entry.id in pending.quarantined:",
+        "if False:",
+        COMMIT,
+    ),
+    Patch("services/projector/commit.py", "a commit of any size", "if bytes_left <= 0:", "if False:", COMMIT),
+    Patch(
+        "services/projector/commit.py",
+        "a generation of another fold is folded on",
+        "if int(fold_version) != FOLD_VERSION:",
+        "if False:",
+        COMMIT,
+    ),
+    Patch(
+        "services/projector/commit.py",
+        "read models of a newer release are left out",
+        "    if unknown:\n",
+        "    if False:\n",
+        COMMIT,
+    ),
+    Patch(
+        "services/projector/commit.py",
+        "a generation without a checkpoint is folded from the start",
+        "if (generation is None) != (checkpoint is None):",
+        "if False:",
+        COMMIT,
+    ),
+    Patch(
+        "services/projector/worker.py",
+        "a fenced projector goes on",
+        'if "fenced" in answers:',
+        "if False:",
+        COMMIT[::-1],
+    ),
+    Patch(
+        "services/projector/worker.py",
+        "a lost shard is folded",
+        "if fence is None:\n            return []",
+        "if fence is None:\n            fence = 1",
+        COMMIT[::-1],
+    ),
+    Patch(
+        "services/projector/worker.py",
+        "an event in quarantine rings no alarm when the answer was lost",
+        'if answer != "fenced":',
+        'if answer == "committed":',
+        COMMIT[::-1],
+    ),
+    Patch(
+        "services/projector/worker.py",
+        "a feed that moved is not looked at again",
+        'if done.more or answer == "moved"',
+        "if done.more",
+        COMMIT[::-1],
+    ),
+    Patch(
+        "services/projector/lease.py",
+        "more than the fair share is kept",
+        "await self._release(sorted(self.held)[share:])",
+        "pass",
+        ("test_lease", "test_projector"),
+    ),
+    Patch(
+        "services/projector/lease.py",
+        "a shard that went to another is kept",
+        "self.held.pop(shard, None)\n        return sum",
+        "pass\n        return sum",
+        ("test_lease", "test_projector"),
+    ),
+    Patch(
+        "services/projector/lease.py",
+        "shards that are refused are taken",
+        "and shard not in set(refused)",
+        "",
+        ("test_lease", "test_projector"),
+    ),
+    Patch(
+        "shared/redis.py",
+        "a script that the server forgot is not sent again in a pipeline",
+        "if not isinstance(_meaning(error), NoScriptError):",
+        "if True:",
+        ("test_commit", "test_lease"),
+    ),
+    Patch(
+        "shared/redis.py",
+        "what passes by itself ends the process",
+        "if code in _PASSING:",
+        "if False:",
+        ("test_projector", "test_server_checks"),
+    ),
+    Patch(
+        "shared/redis.py",
+        "corruption passes as a server's refusal",
+        'if code in ("CORRUPTED", "WRONGTYPE"):',
+        "if False:",
+        ("test_append", "test_reads"),
+    ),
+)

@@ -1,0 +1,25 @@
+"""Which tests answer for which script, and the mutants that no test can tell apart, each with the reason.
+
+Owns two tables. A script without an entry is an error: whoever adds one says here which tests guard it, the likeliest
+to fail first. Scripts are named by their file's name alone.
+"""
+
+from collections.abc import Mapping, Sequence
+
+INTEGRATION = "tests/integration"
+
+TESTS: Mapping[str, Sequence[str]] = {
+    "append.lua": ("test_append", "test_desk", "test_lost_replies"),
+    "load.lua": ("test_load", "test_desk"),
+    "lease.lua": ("test_lease", "test_projector"),
+    "members.lua": ("test_lease", "test_projector"),
+    "pending.lua": ("test_commit", "test_projector"),
+    "commit.lua": ("test_commit", "test_projector", "test_listing"),
+    "page.lua": ("test_reads", "test_listing"),
+    "difference.lua": ("test_reads", "test_streams"),
+    "document.lua": ("test_reads", "test_waiting"),
+    "feeds.lua": ("test_listing",),
+}
+
+# By script: what was taken away, in the words of the mutant, and why nothing can tell.
+EQUIVALENT: Mapping[str, Mapping[str, str]] = {}
