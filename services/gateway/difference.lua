@@ -1,8 +1,8 @@
 -- What changed in a feed since a position: each document once, in its latest state, in order of position.
 -- KEYS  1 active  2 head
 -- ARGV  1 prefix of the generations  2 key of the position ("" from the start)  3 documents at most  4 bytes at most
--- Gives {generation, checkpoint, feed document, position of the feed's own last change, {document…}, 1 if there are more,
---        number of entries changed since, {epoch, n} of the head} or {false}
+-- Gives {generation, checkpoint, feed document, position of the feed's own last change, {document…},
+--        1 if there are more or false, number of entries changed since, {epoch, n} of the head} or {false}
 local POSITION_KEY = 20
 local active = redis.call('GET', KEYS[1])
 if not active then return {false} end
@@ -21,6 +21,6 @@ for i = 1, math.min(limit, #members) do
 end
 local meta = redis.call('HMGET', base .. 'meta', 'checkpoint', 'feed_position')
 return {
-  active, meta[1], redis.call('GET', base .. 'feed'), meta[2], found, #found < #members and 1 or 0,
+  active, meta[1], redis.call('GET', base .. 'feed'), meta[2], found, #found < #members,
   redis.call('ZLEXCOUNT', base .. 'i:changed', after, '+'), redis.call('HMGET', KEYS[2], 'epoch', 'n'),
 }

@@ -6,5 +6,5 @@ if not active then return {false} end
 local base = ARGV[1] .. active .. ':'
 return {
   active, redis.call('HGET', base .. 'meta', 'checkpoint'), redis.call('GET', base .. 'feed'),
-  ARGV[2] ~= '' and redis.call('HGET', base .. 'documents', ARGV[2]), redis.call('HMGET', KEYS[2], 'epoch', 'n'),
+  redis.call('HGET', base .. 'documents', ARGV[2]), redis.call('HMGET', KEYS[2], 'epoch', 'n'),
 }

@@ -1,7 +1,7 @@
 -- What one feed's next commit works on, of one moment.
 -- KEYS  1 log  2 active  3 quarantine    ARGV  1 prefix of the generations  2 events at most  3 bytes at most
 -- Gives {generation or false, checkpoint or false, read models or false, fold version or false, feed document or false,
---        {{id, fields}…} after the checkpoint, {quarantined id…} of those, 1 if there are more,
+--        {{id, fields}…} after the checkpoint, {quarantined id…} of those, 1 if there are more or false,
 --        {entry…} that they are about, {document or false…} of those}
 local active = redis.call('GET', KEYS[2])
 local checkpoint, models, fold, feed = false, false, false, false
@@ -21,10 +21,10 @@ end
 local touched, documents, seen = {}, {}, {}
 for _, entry in ipairs(entries) do
   for i = 1, #entry[2], 2 do
-    local read, envelope = false, nil
+    local envelope
     -- What cannot be read is about nothing; the fold sets it aside.
-    if entry[2][i] == 'envelope' then read, envelope = pcall(cjson.decode, entry[2][i + 1]) end
-    local id = read and type(envelope) == 'table' and type(envelope.facts) == 'table' and envelope.facts.entry
+    if entry[2][i] == 'envelope' then envelope = select(2, pcall(cjson.decode, entry[2][i + 1])) end
+    local id = type(envelope) == 'table' and type(envelope.facts) == 'table' and envelope.facts.entry
     if type(id) == 'string' and not seen[id] then
       seen[id] = true
       touched[#touched + 1] = id
@@ -33,4 +33,4 @@ for _, entry in ipairs(entries) do
   end
 end
 local more = #entries < #found or #found == tonumber(ARGV[2])
-return {active, checkpoint, models, fold, feed, entries, quarantined, more and 1 or 0, touched, documents}
+return {active, checkpoint, models, fold, feed, entries, quarantined, more, touched, documents}

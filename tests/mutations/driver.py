@@ -56,7 +56,7 @@ def all_mutants(root: Path = REPOSITORY) -> dict[str, list[Mutant]]:
     return found
 
 
-def tests_of(name: str, mutant: Mutant) -> Sequence[str]:
+def answering(name: str, mutant: Mutant) -> Sequence[str]:
     if name in TESTS:
         return TESTS[name]
     return next(patch.tests for patch in PATCHES if patch.path == mutant.path and patch.what == mutant.what)
@@ -127,12 +127,12 @@ def run(names: Sequence[str], *, on_verdict: Callable[[Verdict], None], one_in: 
     verdicts = []
     with copied_tree() as copy:
         chosen = [(name, mutant) for name in names for mutant in mutants[name]][::one_in]
-        for tests in dict.fromkeys(tuple(tests_of(name, mutant)) for name, mutant in chosen):
+        for tests in dict.fromkeys(tuple(answering(name, mutant)) for name, mutant in chosen):
             by = failure(copy, tests)
             if by is not None:
                 raise RuntimeError(f"{', '.join(tests)} fail on the tree as it is: {by}")
         for name, mutant in chosen:
-            verdicts.append(judge(copy, mutant, tests_of(name, mutant)))
+            verdicts.append(judge(copy, mutant, answering(name, mutant)))
             on_verdict(verdicts[-1])
     return verdicts
 

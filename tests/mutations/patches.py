@@ -30,7 +30,7 @@ def mutant_of(patch: Patch, text: str) -> Mutant:
     return Mutant(patch.path, line_of(text, start), patch.what, start, start + len(patch.old), patch.new)
 
 
-DESK = ("test_desk", "test_lost_replies")
+DESK = ("test_desk", "test_desk_guards", "test_lost_replies")
 COMMIT = ("test_commit", "test_projector")
 
 PATCHES: tuple[Patch, ...] = (
@@ -124,13 +124,6 @@ PATCHES: tuple[Patch, ...] = (
         "a remembered head serves every command",
         "if not all(isinstance(c, PublishEntry) and not c.chosen for c in request.commands):",
         "if False:",
-        DESK,
-    ),
-    Patch(
-        "services/writer/desk.py",
-        "a remembered head serves ids that the client chose",
-        "isinstance(c, PublishEntry) and not c.chosen for c",
-        "isinstance(c, PublishEntry) for c",
         DESK,
     ),
     Patch(
