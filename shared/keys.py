@@ -42,6 +42,8 @@ class FeedKeys(NamedTuple):
     active: str
     generations: str
     quarantine: str
+    archive: str
+    build: str
     generation: str
     purged: str
 
@@ -89,6 +91,8 @@ class Keys:
             active=base + "active",
             generations=base + "generations",
             quarantine=base + "quarantine",
+            archive=base + "archive",
+            build=base + "build",
             generation=base + "g",
             purged=base + "purged:",
         )

@@ -5,10 +5,12 @@ Owns the two scripts of the write side and the form of what they store. What to 
 
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, Literal, NamedTuple, cast
 
 from msgspec import Struct
 
+from shared.archive import Archives
 from shared.documents import Document, Feed, parse_document, parse_feed
 from shared.errors import Corrupted
 from shared.events import Encoded
@@ -126,6 +128,7 @@ class Log:
     def __init__(self, redis: Redis, keys: Keys) -> None:
         self._redis = redis
         self._keys = keys
+        self.archives = Archives(redis, keys)
 
     async def append(self, feed: str, append: Append) -> Appended | Known | Stale | Conflict:
         """Append all events at consecutive positions, or change nothing. Known: an earlier attempt did it.
@@ -191,26 +194,52 @@ class Log:
     async def read(
         self, feed: str, *, after: Position, to: Position | None = None, chunk_events: int = 500
     ) -> AsyncIterator[StreamEntry]:
-        """The log's entries in (`after`, `to`], in order, in chunks; asserts that every position is the last plus one."""
-        while True:
-            entries = await self.read_chunk(feed, after=after, to=to, events_max=chunk_events)
+        """The log's entries in (`after`, `to`], in order, in chunks; asserts that every position is the last plus one.
+
+        What was trimmed from the stream comes from the feed's archive, verified. Raises Corrupted when neither has it.
+        """
+        while to is None or after.n < to.n:
+            entries, first_n = await self._from_stream(feed, after=after, to=to, events_max=chunk_events)
             for entry in entries:
                 yield entry
-            if len(entries) < chunk_events:
+            if entries:
+                after = entries[-1].position
+            if first_n is not None:
+                before = after
+                async for archived in self.archives.read(feed, after=after, before_n=first_n, to=to):
+                    for entry in archived:
+                        yield entry
+                    after = archived[-1].position
+                if after == before:
+                    return
+            elif len(entries) < chunk_events:
                 return
-            after = Position.parse(entries[-1].id.decode())
 
     async def read_chunk(
         self, feed: str, *, after: Position, to: Position | None = None, events_max: int
     ) -> list[StreamEntry]:
-        end = str(to) if to is not None else "+"
-        raw = await command(self._redis, "XRANGE", self._keys.feed(feed).log, f"({after}", end, "COUNT", events_max)
-        return in_order(feed, raw, after=after)
+        """The first `events_max` entries of what `read` gives."""
+        found: list[StreamEntry] = []
+        while len(found) < events_max and (to is None or after.n < to.n):
+            wanted = events_max - len(found)
+            entries, first_n = await self._from_stream(feed, after=after, to=to, events_max=wanted)
+            if first_n is None:
+                return found + entries
+            before = len(found)
+            async with aclosing(self.archives.read(feed, after=after, before_n=first_n, to=to)) as chunks:
+                async for archived in chunks:
+                    found += archived[: events_max - len(found)]
+                    if len(found) == events_max:
+                        break
+            if len(found) == before:
+                return found
+            after = found[-1].position
+        return found
 
     async def event_at(self, feed: str, position: Position) -> StreamEntry | None:
         """The event at exactly this position, of whatever epoch; None when the log does not hold it."""
         before = Position(position.epoch, position.n - 1)
-        found = [entry async for entry in self.read(feed, after=before, to=position)]
+        found = await self.read_chunk(feed, after=before, to=position, events_max=1)
         return found[0] if found else None
 
     async def head(self, feed: str) -> Head | None:
@@ -219,10 +248,24 @@ class Log:
         return looked.head
 
     async def recorded_at(self, feed: str, position: Position) -> int:
-        raw = await command(self._redis, "XRANGE", self._keys.feed(feed).log, str(position), str(position))
-        if not raw:
+        entry = await self.event_at(feed, position)
+        if entry is None:
             raise Corrupted(f"the log of {feed!r} has no event at {position}")
-        return int(stream_entry(raw[0]).fields[b"recorded_at"])
+        return int(entry.fields[b"recorded_at"])
+
+    async def _from_stream(
+        self, feed: str, *, after: Position, to: Position | None, events_max: int
+    ) -> tuple[list[StreamEntry], int | None]:
+        """What the stream has next; or, where it begins only later, the n that it begins with."""
+        log = self._keys.feed(feed).log
+        end = str(to) if to is not None else "+"
+        raw = await command(self._redis, "XRANGE", log, f"({after}", end, "COUNT", events_max)
+        # A stream is trimmed from its beginning, and never of its last event.
+        first = raw if raw or to is None else await command(self._redis, "XRANGE", log, "-", "+", "COUNT", 1)
+        first_n = stream_entry(first[0]).position.n if first else 0
+        if first_n > after.n + 1:
+            return [], first_n
+        return in_order(feed, raw, after=after), None
 
     async def quarantined(self, feed: str) -> Mapping[Position, bytes]:
         """The feed's quarantine: what every fold of it skips, with the record of why."""

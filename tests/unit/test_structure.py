@@ -17,9 +17,27 @@ VOCABULARY = {
     "ndjson",
     "position",
     "read_models",
+    "segments",
     "upcasters",
 }
-EDGES = {"config", "http", "keys", "lifecycle", "log", "logs", "members", "metrics", "problems", "redis", "tokens"}
+EDGES = {
+    "archive",
+    "archiving",
+    "config",
+    "http",
+    "keys",
+    "lifecycle",
+    "log",
+    "logs",
+    "members",
+    "metrics",
+    "objects",
+    "problems",
+    "redis",
+    "removal",
+    "tokens",
+    "trimming",
+}
 FLOORS = ("writer", "projector", "gateway")
 
 
