@@ -5,7 +5,7 @@ Owns clients, scripts and the installation's record. What the scripts do stands 
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -186,14 +186,18 @@ async def check_installation(client: Redis, keys: Keys) -> None:
             )
 
 
+def server_name(info: Mapping[str, Any]) -> tuple[str, str]:
+    """Name and version of the server that gave this INFO."""
+    name = "Valkey" if info.get("server_name") == "valkey" or "valkey_version" in info else "Redis"
+    return name, str(info.get("valkey_version") or info["redis_version"])
+
+
 async def check_server(client: Redis, *, durability: Durability) -> Durability:
     """The durability that the server keeps, `durability` or more.
 
     Misconfigured for one that is too old, evicts keys, or keeps less.
     """
-    info = await client.info()
-    name = "Valkey" if info.get("server_name") == "valkey" or "valkey_version" in info else "Redis"
-    version = str(info.get("valkey_version") or info["redis_version"])
+    name, version = server_name(await client.info())
     oldest = 8 if name == "Valkey" else 7
     if int(version.partition(".")[0]) < oldest:
         raise Misconfigured(f"{name} {version} is too old: Redis from 7.0 and Valkey from 8 are supported")
@@ -241,4 +245,5 @@ __all__ = [
     "needed_url",
     "redis_errors",
     "run_pipeline",
+    "server_name",
 ]

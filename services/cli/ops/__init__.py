@@ -8,6 +8,7 @@ import click
 from services.cli.lazy import LazyGroup
 
 VERBS = {
+    "status": "services.cli.ops.status:status",
     "redact": "services.cli.ops.redact:redact",
 }
 

@@ -40,13 +40,19 @@ def server_options(verb: F) -> F:
 
 
 class Server:
-    """An open connection to one installation's Redis. `data_dir` is that of an `up`, None for a server given by URL."""
+    """An open connection to one installation's Redis. `data_dir` is that of an `up`, None for a server given by URL.
 
-    def __init__(self, config: Config, redis: Redis, url: str, data_dir: Path | None) -> None:
+    `started_here`: the `up` has stopped, its server runs for this verb alone.
+    """
+
+    def __init__(
+        self, config: Config, redis: Redis, url: str, data_dir: Path | None, *, started_here: bool = False
+    ) -> None:
         self.config = config
         self.redis = redis
         self.url = url
         self.data_dir = data_dir
+        self.started_here = started_here
         self.keys = Keys(config.key_prefix)
 
     @asynccontextmanager
@@ -95,16 +101,18 @@ async def opened(redis_url: str | None, data_dir: str | None) -> AsyncIterator[S
         binary = Path(config.server_binary) if config.server_binary else None
         embedded = await EmbeddedServer.start(lock, binary=binary)
         try:
-            async with _connected(config, embedded.url, path) as server:
+            async with _connected(config, embedded.url, path, started_here=True) as server:
                 yield server
         finally:
             await embedded.stop()
 
 
 @asynccontextmanager
-async def _connected(config: Config, url: str, data_dir: Path | None) -> AsyncIterator[Server]:
+async def _connected(
+    config: Config, url: str, data_dir: Path | None, *, started_here: bool = False
+) -> AsyncIterator[Server]:
     redis = connect(url)
-    server = Server(config, redis, url, data_dir)
+    server = Server(config, redis, url, data_dir, started_here=started_here)
     try:
         await check_installation(redis, server.keys)
         yield server

@@ -1,0 +1,239 @@
+"""The report of `dateline ops status`: what stands where, and what of it needs a human.
+
+Owns its form, which is what `--json` prints, and the verdict; both pure. Where the facts come from is `look`'s, how a person
+reads them `overview`'s. Positions are text, instants RFC 3339, seconds numbers; every field is always there.
+"""
+
+import heapq
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from msgspec import Struct
+
+from services.cli.ops.figures import events_text
+
+# A projector that dies is followed by another in under 5 s. What is not folded after twice that is not folded by itself.
+LAG_STANDS_SECONDS = 10.0
+MEMORY_SHARE_MAX = 0.9
+# Of each kind of trouble so many are told; all are counted.
+TOLD_MAX = 10
+
+
+class Aof(Struct, frozen=True):
+    """The server's append-only file. `size_bytes` is null where it is off."""
+
+    enabled: bool
+    last_write: str
+    rewrite_under_way: bool
+    size_bytes: int | None
+
+
+class ServerStatus(Struct, frozen=True):
+    """`durability` is the most that the server keeps, null when `problem` says why it must not be used at all."""
+
+    name: str
+    version: str
+    role: str
+    replicas: int
+    run_id: str
+    up_seconds: int
+    durability: str | None
+    problem: str | None
+    memory_used_bytes: int
+    memory_max_bytes: int | None
+    aof: Aof
+
+
+class ShardStatus(Struct, frozen=True):
+    """`holder` is null, and `seconds_left` with it, when no projector holds the shard's lease."""
+
+    shard: int
+    tag: str
+    holder: str | None
+    fence: int
+    seconds_left: float | None
+    feeds: int
+    dirty_feeds: int
+
+
+class Quarantine(Struct, frozen=True):
+    open: int
+    discarded: int
+
+
+class LogSize(Struct, frozen=True):
+    """The part of the log that stands in the server's memory; `first` is null for an empty stream."""
+
+    events: int
+    memory_bytes: int
+    first: str | None
+
+
+class EpochStatus(Struct, frozen=True):
+    """The last raise of the epoch; null, all but the number, while the first epoch lasts."""
+
+    number: int
+    raised_at: str | None
+    reason: str | None
+    because: str | None
+
+
+class FeedStatus(Struct, frozen=True):
+    """`lag_seconds` is the age of the oldest event that is not folded yet. `checkpoint` and what comes of the generation are
+    null before the first commit."""
+
+    feed: str
+    shard: int
+    status: str
+    entries: int
+    head: str
+    recorded_at: str
+    checkpoint: str | None
+    lag_events: int
+    lag_seconds: float
+    generation: int | None
+    fold_version: int | None
+    epoch: EpochStatus
+    quarantine: Quarantine
+    log: LogSize
+
+    @property
+    def stands(self) -> bool:
+        return self.lag_seconds > LAG_STANDS_SECONDS
+
+    @property
+    def rank(self) -> tuple[float, bool, bool, str, str]:
+        """Greater is worse: what lags, longest first, then quarantined; then the most recently active."""
+        lag = self.lag_seconds if self.stands else 0.0
+        return lag, self.quarantine.open > 0, self.lag_events > 0, self.recorded_at, self.feed
+
+
+class Trouble(Struct, frozen=True):
+    """One thing that needs a human. `code` is lag, quarantine, projectors or server; `feed` and `shard` where it has one."""
+
+    code: str
+    detail: str
+    feed: str | None = None
+    shard: int | None = None
+
+
+class Totals(Struct):
+    """Sums over all feeds; `lag_seconds` is the greatest."""
+
+    feeds: int = 0
+    entries: int = 0
+    log_events: int = 0
+    log_memory_bytes: int = 0
+    lagging_feeds: int = 0
+    lag_events: int = 0
+    lag_seconds: float = 0.0
+    quarantined_feeds: int = 0
+    quarantined_events: int = 0
+    discarded_events: int = 0
+
+
+class Installation(Struct, frozen=True):
+    """What is not a feed's. `running` is false for an `up` that has stopped, whose server this command started for itself."""
+
+    release: str
+    at: str
+    running: bool
+    data_dir: str | None
+    key_prefix: str
+    server: ServerStatus
+    projectors: Sequence[str]
+    gateways: Sequence[str]
+    shards: Sequence[ShardStatus]
+
+
+class _Ranked(NamedTuple):
+    rank: Any
+    feed: FeedStatus
+
+
+class Report:
+    """Takes feeds one by one and keeps the worst `limit` of them, sums, and what needs a human: memory is bounded."""
+
+    def __init__(self, installation: Installation, *, limit: int) -> None:
+        self.installation = installation
+        self.totals = Totals()
+        self.troubles: list[Trouble] = list(of_installation(installation))
+        self.trouble_counts: dict[str, int] = {}
+        self._limit = limit
+        self._worst: list[_Ranked] = []
+        for trouble in self.troubles:
+            self._count(trouble)
+
+    def add(self, feed: FeedStatus) -> None:
+        totals = self.totals
+        totals.feeds += 1
+        totals.entries += feed.entries
+        totals.log_events += feed.log.events
+        totals.log_memory_bytes += feed.log.memory_bytes
+        totals.lagging_feeds += feed.lag_events > 0
+        totals.lag_events += feed.lag_events
+        totals.lag_seconds = max(totals.lag_seconds, feed.lag_seconds)
+        totals.quarantined_feeds += feed.quarantine.open > 0
+        totals.quarantined_events += feed.quarantine.open
+        totals.discarded_events += feed.quarantine.discarded
+        for trouble in of_feed(feed, self.installation):
+            self._count(trouble)
+            if self.trouble_counts[trouble.code] <= TOLD_MAX:
+                self.troubles.append(trouble)
+        item = _Ranked(feed.rank, feed)
+        if len(self._worst) < self._limit:
+            heapq.heappush(self._worst, item)
+        else:
+            heapq.heappushpop(self._worst, item)
+
+    @property
+    def worst(self) -> list[FeedStatus]:
+        """The feeds to show, worst first."""
+        return [item.feed for item in sorted(self._worst, reverse=True)]
+
+    @property
+    def healthy(self) -> bool:
+        return not self.troubles
+
+    @property
+    def untold(self) -> Mapping[str, int]:
+        """How many troubles of each code there are beyond those that are told."""
+        told = {code: sum(trouble.code == code for trouble in self.troubles) for code in self.trouble_counts}
+        return {code: count - told[code] for code, count in self.trouble_counts.items() if count > told[code]}
+
+    def _count(self, trouble: Trouble) -> None:
+        self.trouble_counts[trouble.code] = self.trouble_counts.get(trouble.code, 0) + 1
+
+
+def of_installation(found: Installation) -> Sequence[Trouble]:
+    """What needs a human whatever the feeds are; a stopped installation needs nobody for being stopped."""
+    troubles = []
+    server = found.server
+    if server.problem is not None:
+        troubles.append(Trouble("server", server.problem))
+    if server.aof.enabled and server.aof.last_write != "ok":
+        troubles.append(Trouble("server", f"the last write to the append-only file failed ({server.aof.last_write})"))
+    if server.memory_max_bytes and server.memory_used_bytes > MEMORY_SHARE_MAX * server.memory_max_bytes:
+        share = server.memory_used_bytes / server.memory_max_bytes
+        troubles.append(Trouble("server", f"{share:.0%} of the server's memory is used: archive and trim, or add some"))
+    if found.running and not found.projectors:
+        troubles.append(
+            Trouble("projectors", "no projector is alive: what is written does not reach readers until one is started")
+        )
+    return troubles
+
+
+def of_feed(feed: FeedStatus, installation: Installation) -> Sequence[Trouble]:
+    """What needs a human in one feed. A lag of a stopped installation is folded when it is started."""
+    troubles = []
+    if feed.stands and installation.running:
+        shard = installation.shards[feed.shard]
+        holder = (
+            f"shard {shard.shard} is held by {shard.holder}" if shard.holder else f"nobody holds shard {shard.shard}"
+        )
+        detail = f"{events_text(feed.lag_events)} not folded, the oldest for {feed.lag_seconds:.0f} s; {holder}"
+        troubles.append(Trouble("lag", detail, feed.feed, feed.shard))
+    if feed.quarantine.open:
+        detail = f"{events_text(feed.quarantine.open)} in quarantine, which readers do not get"
+        troubles.append(Trouble("quarantine", detail, feed.feed, feed.shard))
+    return troubles
