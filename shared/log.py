@@ -23,6 +23,8 @@ from shared.redis import Redis, Script, command
 EVENTS_PER_APPEND_MAX = 200
 BYTES_PER_APPEND_MAX = 2 * 1024 * 1024
 
+_EPOCH_MAX = 10**18 - 1
+
 _append = Script(__file__, "append.lua")
 _load = Script(__file__, "load.lua", read_only=True)
 
@@ -238,9 +240,17 @@ class Log:
 
     async def event_at(self, feed: str, position: Position) -> StreamEntry | None:
         """The event at exactly this position, of whatever epoch; None when the log does not hold it."""
-        before = Position(position.epoch, position.n - 1)
-        found = await self.read_chunk(feed, after=before, to=position, events_max=1)
-        return found[0] if found else None
+        log = self._keys.feed(feed).log
+        raw = await command(self._redis, "XRANGE", log, str(position), str(position))
+        if raw:
+            return stream_entry(raw[0])
+        first = await command(self._redis, "XRANGE", log, "-", "+", "COUNT", 1)
+        if not first or stream_entry(first[0]).position.n <= position.n:
+            return None
+        # The stream was trimmed above it: the event of this n in the archive may be one of another epoch.
+        before, of_any_epoch = Position(position.epoch, position.n - 1), Position(_EPOCH_MAX, position.n)
+        found = await self.read_chunk(feed, after=before, to=of_any_epoch, events_max=1)
+        return found[0] if found and found[0].position == position else None
 
     async def head(self, feed: str) -> Head | None:
         """The end of the feed's log, None for a feed that was never opened."""

@@ -5,10 +5,13 @@ from aiohttp import web
 from services.gateway.events import Events
 from services.gateway.live_page import LivePage
 from services.gateway.pages import Pages
+from services.gateway.past_pages import PastPages
 from services.gateway.streams import Streams
 
 
-def routes(pages: Pages, events: Events, streams: Streams, live_page: LivePage) -> list[web.RouteDef]:
+def routes(
+    pages: Pages, past_pages: PastPages, events: Events, streams: Streams, live_page: LivePage
+) -> list[web.RouteDef]:
     feed = "/v1/feeds/{feed}"
     return [
         web.get("/v1/feeds", pages.feeds),
@@ -16,6 +19,7 @@ def routes(pages: Pages, events: Events, streams: Streams, live_page: LivePage) 
         web.get(feed, pages.feed),
         web.get(feed + "/entries", pages.entries),
         web.get(feed + "/entries/{entry}", pages.entry),
+        web.get(feed + "/entries/{entry}/history", past_pages.history),
         web.get(feed + "/changes", pages.changes),
         web.get(feed + "/events", events.of_feed),
         web.get(feed + "/stream", streams.of_feed),

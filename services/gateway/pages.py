@@ -5,7 +5,6 @@ Owns parameters, status codes and headers. What stands in the bodies is `reads`'
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar, get_args
-from urllib.parse import urlencode
 
 import msgspec
 from aiohttp import hdrs, web
@@ -13,6 +12,7 @@ from aiohttp import hdrs, web
 from services.gateway import params
 from services.gateway.cursor import read_cursor
 from services.gateway.listing import FeedFilters, Listing, read_listing_cursor
+from services.gateway.past_pages import PastPages
 from services.gateway.reads import Difference, Found, Moment, Reads
 from services.gateway.waiting import Arrivals, OfAMoment, check_history, read_at
 from shared.documents import SCHEMA, FeedStatus
@@ -25,16 +25,18 @@ from shared.tokens import Tokens
 PUBLIC = "public, max-age=0, s-maxage=1"
 PRIVATE = "private, no-store"
 
-_T = TypeVar("_T")
 _R = TypeVar("_R", bound=OfAMoment)
 
 
 class Pages:
-    def __init__(self, reads: Reads, listing: Listing, arrivals: Arrivals, tokens: Tokens) -> None:
+    def __init__(
+        self, reads: Reads, listing: Listing, arrivals: Arrivals, tokens: Tokens, past_pages: PastPages
+    ) -> None:
         self._reads = reads
         self._listing = listing
         self._arrivals = arrivals
         self._tokens = tokens
+        self._past_pages = past_pages
 
     async def feeds(self, request: web.Request) -> web.Response:
         holder = self._tokens.holder(request)
@@ -44,7 +46,7 @@ class Pages:
         if status is not None and status not in get_args(FeedStatus):
             raise params.refuse("status", "is open, paused or closed")
         filters = FeedFilters(topic=query.get("topic"), status=status, language=query.get("language"))
-        after = _cursor(query.get("cursor"), lambda text: read_listing_cursor(text, filters))
+        after = params.cursor(query, lambda text: read_listing_cursor(text, filters))
         async with redis_errors("the feeds were not read"):
             listed = await self._listing.page(
                 filters, limit=params.limit(query), after=after, private=holder is not None
@@ -74,12 +76,14 @@ class Pages:
 
     async def entries(self, request: web.Request) -> web.Response:
         feed, query = request.match_info["feed"], request.query
+        if "at" in query:
+            return await self._past_pages.entries(request)
         params.only(
             query, "order", "limit", "cursor", "since", "until", "tag", "key_events", "min_position", "unread_since"
         )
         filters = params.filters(query)
         limit = params.limit(query)
-        after = _cursor(query.get("cursor"), lambda text: read_cursor(text, feed, filters))
+        after = params.cursor(query, lambda text: read_cursor(text, feed, filters))
         unread_since = params.position(query, "unread_since")
         page = await self._read(
             request, lambda: self._reads.page(feed, filters, limit=limit, after=after, unread_since=unread_since)
@@ -182,16 +186,5 @@ def _weak(moment: Moment) -> str:
     return f'W/"{moment.checkpoint}.{SCHEMA}"'
 
 
-def _cursor(text: str | None, parse: Callable[[str], _T]) -> _T | None:
-    if text is None:
-        return None
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise params.refuse("cursor", str(error)) from None
-
-
 def _next(request: web.Request, cursor: str) -> str:
-    """RFC 8288: the same request, one page further."""
-    query = [(name, value) for name, value in request.query.items() if name not in ("cursor", "min_position")]
-    return f'<{request.path}?{urlencode([*query, ("cursor", cursor)])}>; rel="next"'
+    return params.next_link(request.path, request.query.items(), cursor)

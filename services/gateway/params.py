@@ -5,11 +5,12 @@ answer than was asked for.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
+from urllib.parse import urlencode
 
 from services.gateway.cursor import Filters, Order
 from shared.errors import FieldError, Invalid
-from shared.instants import parse_instant
+from shared.instants import milliseconds_of, parse_instant
 from shared.position import Position
 
 PAGE_DEFAULT = 20
@@ -59,6 +60,28 @@ def position(query: Mapping[str, str], name: str) -> Position | None:
     return _read(query, name, Position.parse)
 
 
+class At(NamedTuple):
+    """A moment of the past as it was asked for, in one text form: a position, or an instant in milliseconds since 1970."""
+
+    text: str
+    position: Position | None
+    milliseconds: int | None
+
+
+def at(query: Mapping[str, str]) -> At:
+    return _read(query, "at", _at) or At("", None, None)
+
+
+def cursor(query: Mapping[str, str], read: Callable[[str], _T]) -> _T | None:
+    return _read(query, "cursor", read)
+
+
+def next_link(path: str, query: Iterable[tuple[str, str]], cursor: str) -> str:
+    """RFC 8288: the same request, one page further."""
+    kept = [(name, value) for name, value in query if name not in ("cursor", "min_position")]
+    return f'<{path}?{urlencode([*kept, ("cursor", cursor)])}>; rel="next"'
+
+
 def refuse(name: str, problem: str) -> Invalid:
     return Invalid([FieldError(f"/{name}", problem)])
 
@@ -87,6 +110,19 @@ def _order(text: str) -> Order:
     if text not in ("newest", "oldest"):
         raise ValueError("is newest or oldest")
     return cast("Order", text)
+
+
+def _at(text: str) -> At:
+    try:
+        position = Position.parse(text)
+        return At(str(position), position, None)
+    except ValueError:
+        pass
+    try:
+        instant = parse_instant(text)
+    except ValueError:
+        raise ValueError("is a position or an instant, such as 1-57 or 2022-01-10T18:38:00Z") from None
+    return At(instant, None, milliseconds_of(instant))
 
 
 def _boolean(text: str) -> bool:

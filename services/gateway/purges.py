@@ -4,10 +4,11 @@ Owns the confirmation. What is held where says who holds it: rings and frames on
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 
+from shared.errors import Unavailable
 from shared.keys import Keys
 from shared.members import Members
 from shared.redis import UNREACHABLE, Redis, command
@@ -21,9 +22,12 @@ CONFIRMED_SECONDS = 300
 
 
 class Purges:
-    """One gateway's part in redactions; `forget(feed, entry)` drops what the process holds of the entry."""
+    """One gateway's part in redactions.
 
-    def __init__(self, redis: Redis, keys: Keys, *, name: str, forget: Callable[[str, str], None]) -> None:
+    `forget(feed, entry)` drops what the process holds of the entry, and what it gives is done when nothing is left.
+    """
+
+    def __init__(self, redis: Redis, keys: Keys, *, name: str, forget: Callable[[str, str], Awaitable[None]]) -> None:
         self._redis = redis
         self._keys = keys
         self._name = name
@@ -41,17 +45,18 @@ class Purges:
     def purge(self, feed: str, data: bytes) -> None:
         """Carry out a purge record, `<token> <entry>`, and confirm it."""
         token, _, entry = data.decode().partition(" ")
-        self._forget(feed, entry)
-        task = asyncio.get_running_loop().create_task(self._confirm(feed, entry, token))
+        forgotten = self._forget(feed, entry)
+        task = asyncio.get_running_loop().create_task(self._confirm(feed, entry, token, forgotten))
         self._confirmations.add(task)
         task.add_done_callback(self._confirmations.discard)
 
-    async def _confirm(self, feed: str, entry: str, token: str) -> None:
+    async def _confirm(self, feed: str, entry: str, token: str, forgotten: Awaitable[None]) -> None:
         key = self._keys.feed(feed).purged + token
         try:
+            await forgotten
             await command(self._redis, "SADD", key, self._name)
             await command(self._redis, "EXPIRE", key, CONFIRMED_SECONDS)
-        except UNREACHABLE as error:
+        except (*UNREACHABLE, Unavailable) as error:
             # Not confirmed, the operator's command lists this gateway.
             log.warning("purge_not_confirmed", feed=feed, entry=entry, error=repr(error))
         else:

@@ -112,18 +112,15 @@ class Reads:
         generation, checkpoint, document, total, documents, last, pinned, unread, head = answer
         moment = _moment(feed, generation, checkpoint, document, head)
         cursor = write_cursor(feed, filters, key=last.decode()) if last else None
-        body = (
-            b'{"feed":"%s","order":"%s","position":"%s","total":%d,"pinned":[%s],"entries":[%s],"next":%s,"unread":%s}'
-            % (
-                feed.encode(),
-                filters.order.encode(),
-                checkpoint,
-                total,
-                _joined(feed, pinned),
-                _joined(feed, documents),
-                b'"%s"' % cursor.encode() if cursor else b"null",
-                b"null" if unread is None else b"%d" % unread,
-            )
+        body = page_body(
+            feed,
+            filters,
+            position=moment.checkpoint,
+            total=total,
+            pinned=_all(feed, pinned),
+            entries=_all(feed, documents),
+            cursor=cursor,
+            unread=unread,
         )
         return Page(moment, body, cursor)
 
@@ -179,7 +176,34 @@ def _moment(feed: str, generation: bytes, checkpoint: bytes, document: bytes, he
     )
 
 
-def _joined(feed: str, documents: Sequence[Any]) -> bytes:
+def _all(feed: str, documents: Sequence[Any]) -> Sequence[bytes]:
     if None in documents:
         raise Corrupted(f"an index of {feed!r} names an entry that has no document", feed=feed)
-    return b",".join(documents)
+    return documents
+
+
+def page_body(
+    feed: str,
+    filters: Filters,
+    *,
+    position: Position,
+    total: int,
+    pinned: Sequence[bytes],
+    entries: Sequence[bytes],
+    cursor: str | None,
+    unread: int | None,
+) -> bytes:
+    """A page's JSON, the same for the present and for the past."""
+    return (
+        b'{"feed":"%s","order":"%s","position":"%s","total":%d,"pinned":[%s],"entries":[%s],"next":%s,"unread":%s}'
+        % (
+            feed.encode(),
+            filters.order.encode(),
+            str(position).encode(),
+            total,
+            b",".join(pinned),
+            b",".join(entries),
+            b'"%s"' % cursor.encode() if cursor else b"null",
+            b"null" if unread is None else b"%d" % unread,
+        )
+    )

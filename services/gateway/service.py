@@ -1,7 +1,7 @@
 """The gateway as a program: its parts, put together once."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -14,6 +14,8 @@ from services.gateway.events import Events
 from services.gateway.listing import Listing
 from services.gateway.live_page import LivePage
 from services.gateway.pages import Pages
+from services.gateway.past_pages import PastPages
+from services.gateway.pasts import Pasts
 from services.gateway.purges import Purges
 from services.gateway.readers import Readers
 from services.gateway.reads import Reads
@@ -47,12 +49,16 @@ class Gateway:
         arrivals = Arrivals()
         differences = Differences(reads)
         tokens = Tokens(config.ops_token)
+        log_ = Log(self._redis, self._keys)
+        self._pasts = Pasts(log_)
+        past_pages = PastPages(log_, reads, arrivals, tokens, self._pasts)
         self._readers = Readers(differences, metrics, readers_max=config.readers_max)
         self._purges = Purges(self._redis, self._keys, name=process_name(), forget=self._forget)
         self._tail = Tail(self._redis, self._blocking, self._keys, self._readers, arrivals, self._purges)
         self.routes: list[web.RouteDef] = routes(
-            Pages(reads, listing, arrivals, tokens),
-            Events(Log(self._redis, self._keys), reads, arrivals, tokens),
+            Pages(reads, listing, arrivals, tokens, past_pages),
+            past_pages,
+            Events(log_, reads, arrivals, tokens),
             Streams(reads, differences, self._readers, arrivals, tokens, metrics),
             LivePage(reads, listing, tokens),
         )
@@ -72,14 +78,17 @@ class Gateway:
         await self._readers.drain()
 
     async def close(self) -> None:
+        await self._pasts.close()
         with suppress(*UNREACHABLE):
             # Not taken off, it counts as alive until its time is over.
             await self._purges.leave()
         await self._redis.aclose()
         await self._blocking.aclose()
 
-    def _forget(self, feed: str, entry: str) -> None:
+    def _forget(self, feed: str, entry: str) -> Awaitable[None]:
+        """Frames at once, before another one is delivered; the past when its file can be written."""
         self._readers.forget_frames(feed)
+        return self._pasts.forget_entry(feed, entry)
 
     async def _check(self) -> dict[str, Any]:
         """Redis answers and the tail is current; how far projectors lag is a fact, not a verdict."""
