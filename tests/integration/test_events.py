@@ -1,7 +1,9 @@
 """`events`: the raw log over HTTP, in bounded pieces, at the reader's pace, whole or visibly broken off."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import aiohttp
@@ -11,7 +13,7 @@ from services.gateway import streamed
 from shared.events import EpochRaised
 from shared.keys import Keys
 from shared.log import Log
-from shared.ndjson import line_of, parse_line
+from shared.ndjson import StreamEntry, line_of, parse_line
 from shared.position import Position
 from shared.redis import Redis, command
 from tests.integration.builders import encoded, log_entries
@@ -152,18 +154,22 @@ async def large(newsroom: Newsroom, *, entries: int) -> None:
         await newsroom.publish(FEED, f"e{i}", body=[block] * 25)
 
 
-def reads_of_the_log(gateway: Running, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many events each read of the log gave."""
-    counted: list[int] = []
-    original = Log.read_chunk
+class Watched:
+    """Counts what is read of the log, and lets the server go away before the event after the first `events_max`."""
 
-    async def read_chunk(log: Log, *args: Any, **kwargs: Any) -> Any:
-        chunk = await original(log, *args, **kwargs)
-        counted.append(len(chunk))
-        return chunk
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, events_max: float = math.inf) -> None:
+        self.events = 0
+        original = Log.read
 
-    monkeypatch.setattr(Log, "read_chunk", read_chunk)
-    return counted
+        async def read(log: Log, *args: Any, **kwargs: Any) -> AsyncGenerator[StreamEntry, None]:
+            async with aclosing(original(log, *args, **kwargs)) as entries:
+                async for entry in entries:
+                    if self.events >= events_max:
+                        raise ConnectionResetError("the server is gone")
+                    self.events += 1
+                    yield entry
+
+        monkeypatch.setattr(Log, "read", read)
 
 
 @on_one_server
@@ -172,20 +178,20 @@ async def test_a_reader_that_stalls_is_read_for_no_further_and_its_going_ends_th
 ) -> None:
     monkeypatch.setattr("services.gateway.events.EVENTS_PER_READ", 2)
     await large(newsroom, entries=80)
-    counted = reads_of_the_log(gateway, monkeypatch)
+    watched = Watched(monkeypatch)
     url = f"http://127.0.0.1:{gateway.port}{EVENTS}"
     async with aiohttp.ClientSession(read_bufsize=1024) as session:
         response = await session.get(url, headers=SIGNED)
         await response.content.readexactly(1000)
         seen = 0
-        while len(counted) != seen:
-            seen = len(counted)
+        while watched.events != seen:
+            seen = watched.events
             await asyncio.sleep(0.2)
-        assert sum(counted) < 70, "20 MB went into the buffers of a reader that takes nothing"
+        assert 0 < seen < 70, "20 MB went into the buffers of a reader that takes nothing"
         assert gateway.tasks()
         response.close()
         await eventually(lambda: not gateway.tasks(), what="nothing reads for a reader that is gone")
-    assert sum(counted) < 80
+    assert watched.events < 80
 
 
 @on_one_server
@@ -207,20 +213,11 @@ async def test_an_answer_that_fails_half_way_is_broken_off_and_not_merely_short(
     newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await newsroom.story(FEED, 1_000)
-    original, calls = Log.read_chunk, 0
-
-    async def failing(log: Log, *args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls > 10:
-            raise ConnectionResetError("the server is gone")
-        return await original(log, *args, **kwargs)
-
-    monkeypatch.setattr(Log, "read_chunk", failing)
-    with pytest.raises(aiohttp.ClientError):
-        await events(gateway)
-    monkeypatch.setattr(Log, "read_chunk", original)
+    with monkeypatch.context() as once:
+        Watched(once, events_max=600)
+        with pytest.raises(aiohttp.ClientError):
+            await events(gateway)
+    with monkeypatch.context() as once:
+        Watched(once, events_max=0)
+        assert (await events(gateway)).status == 503, "what fails at once is an answer like any other"
     assert len(positions(await events(gateway))) == 1_001
-    calls = 10
-    monkeypatch.setattr(Log, "read_chunk", failing)
-    assert (await events(gateway)).status == 503, "what fails at once is an answer like any other"
