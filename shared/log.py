@@ -4,7 +4,7 @@ Owns the two scripts of the write side and the form of what they store. What to 
 """
 
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Literal, NamedTuple, cast
 
@@ -195,7 +195,7 @@ class Log:
 
     async def read(
         self, feed: str, *, after: Position, to: Position | None = None, chunk_events: int = 500
-    ) -> AsyncIterator[StreamEntry]:
+    ) -> AsyncGenerator[StreamEntry, None]:
         """The log's entries in (`after`, `to`], in order, in chunks; asserts that every position is the last plus one.
 
         What was trimmed from the stream comes from the feed's archive, verified. Raises Corrupted when neither has it.

@@ -192,7 +192,7 @@ class Pasts:
 
         try:
             read = self._log.read(past.feed, after=after, to=head.position, chunk_events=EVENTS_PER_SLICE_MAX)
-            async with aclosing(read):  # type: ignore[type-var]  # an async generator, typed as an iterator
+            async with aclosing(read):
                 async for entry in read:
                     part.append(entry)
                     part_bytes += len(entry.fields[b"envelope"]) + len(entry.fields[b"content"])
