@@ -18,19 +18,20 @@ SHARD_TAGS = (
 
 
 class GenerationKeys(NamedTuple):
-    """One built copy of a feed's read models. `indexes` is a prefix: an index's name follows."""
+    """One built copy of a feed's read models. `indexes` is a prefix: an index's name follows; `names` are those that exist."""
 
     meta: str
     documents: str
     feed: str
     indexes: str
+    names: str
 
 
 class FeedKeys(NamedTuple):
     """A feed's keys: the write side, and which generation readers get. `generation`, `commands` and `purged` are prefixes.
 
     `log_rewrite` is the log that a redaction writes to put in the log's place, `rewriting` who does so, `purged` the gateways
-    that confirmed a purge.
+    that confirmed a purge. `build` is what is known of the feed's latest rebuild, `retired` the generations to be removed.
     """
 
     log: str
@@ -43,19 +44,23 @@ class FeedKeys(NamedTuple):
     generations: str
     quarantine: str
     archive: str
-    build: str
     generation: str
     purged: str
+    build: str
+    retired: str
 
     def of_generation(self, generation: int) -> GenerationKeys:
         base = f"{self.generation}{generation}:"
-        return GenerationKeys(base + "meta", base + "documents", base + "feed", base + "i:")
+        return GenerationKeys(base + "meta", base + "documents", base + "feed", base + "i:", base + "names")
 
 
 class ShardKeys(NamedTuple):
+    """A shard's keys; `builds` are the feeds whose generations its owner has to build or to remove."""
+
     lease: str
     feeds: str
     dirty: str
+    builds: str
     doorbell: str
     frames: str
     frames_rewrite: str
@@ -92,9 +97,10 @@ class Keys:
             generations=base + "generations",
             quarantine=base + "quarantine",
             archive=base + "archive",
-            build=base + "build",
             generation=base + "g",
             purged=base + "purged:",
+            build=base + "build",
+            retired=base + "retired",
         )
 
     def _base(self, shard: int) -> str:

@@ -17,7 +17,9 @@ if to >= tonumber(head[2]) then return {'kept', 'it holds the head'} end
 local active = redis.call('GET', KEYS[3])
 local checkpoint = active and redis.call('HGET', ARGV[1] .. active .. ':meta', 'checkpoint')
 if n_of(checkpoint or '') < to then return {'kept', 'the live generation is not so far'} end
-if redis.call('EXISTS', KEYS[4]) == 1 and n_of(redis.call('HGET', KEYS[4], 'checkpoint') or '') < to then
+local build = redis.call('HMGET', KEYS[4], 'state', 'checkpoint')
+local under_way = build[1] == 'asked' or build[1] == 'building'
+if under_way and n_of(build[2] or '') < to then
   return {'kept', 'a generation that is being built is not so far'}
 end
 -- All checks stand before the first write.

@@ -102,10 +102,9 @@ class Trimming:
             checkpoints["the live generation is not so far"] = _position_n(
                 await command(self._redis, "HGET", meta, "checkpoint")
             )
-        if await command(self._redis, "EXISTS", keys.build):
-            checkpoints["a generation that is being built is not so far"] = _position_n(
-                await command(self._redis, "HGET", keys.build, "checkpoint")
-            )
+        state, built_to = await command(self._redis, "HMGET", keys.build, "state", "checkpoint")
+        if state in (b"asked", b"building"):
+            checkpoints["a generation that is being built is not so far"] = _position_n(built_to)
         checkpoints["it holds the head"] = (await head_of(self._redis, self._keys, feed)).n - 1
         why = min(checkpoints, key=lambda name: checkpoints[name])
         return checkpoints[why], why

@@ -88,6 +88,8 @@ class Tail:
         if fields[b"k"] == b"purge":
             self._purges.purge(feed, fields[b"d"])
             return
+        if fields[b"k"] == b"flip":
+            return  # another generation at the same checkpoint: nobody holds anything else because of it
         position = Position.parse(fields[b"p"].decode())
         self._readers.deliver(Ready(feed, position, fields[b"k"].decode(), fields[b"d"]))
         self._arrivals.moved(feed)

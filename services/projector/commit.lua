@@ -1,6 +1,7 @@
 -- Brings one generation from one checkpoint to the next, with the frames of every position between, or changes nothing.
 -- Values are absolute: a batch takes effect exactly once, whoever crashes when.
 -- KEYS  1 lease  2 active  3 meta  4 documents  5 feed document  6 dirty  7 frames  8 quarantine  9 feeds  10 head
+--       11 names of the indexes
 -- ARGV  1 fence  2 feed  3 generation  4 first ("1": the feed has no generation yet)  5 checkpoint before
 --       6 checkpoint after  7 read models  8 fold version  9 prefix of the indexes  10 activity in ms or ""
 --       11 feed document or ""  12 position of the feed's own last change or ""
@@ -28,8 +29,14 @@ local function each(width, act)
   end
 end
 each(2, function(entry, json) redis.call('HSET', KEYS[4], entry, json) end)
-each(2, function(index, member) redis.call('ZADD', ARGV[9] .. index, 0, member) end)
-each(2, function(index, member) redis.call('ZREM', ARGV[9] .. index, member) end)
+each(2, function(index, member)
+  redis.call('ZADD', ARGV[9] .. index, 0, member)
+  redis.call('SADD', KEYS[11], index)
+end)
+each(2, function(index, member)
+  redis.call('ZREM', ARGV[9] .. index, member)
+  if redis.call('EXISTS', ARGV[9] .. index) == 0 then redis.call('SREM', KEYS[11], index) end
+end)
 each(2, function(position, json) redis.call('HSET', KEYS[8], position, json) end)
 each(3, function(position, kind, json)
   -- A large frame goes as a hint: whoever needs it fetches a difference of one.

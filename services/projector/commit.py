@@ -7,20 +7,20 @@ to a document is `shared.fold`'s.
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-import msgspec
 from msgspec import Struct
 
-from services.projector.quarantine import quarantine_record
+from services.projector.batch import Batch, Step, read
+from services.projector.release import Release
 from shared.documents import Document, Entry, Feed, parse_document, parse_feed, render
-from shared.errors import CannotFold, Corrupted, NewerLog
-from shared.events import decode
-from shared.fold import FOLD_VERSION, Change, Documents, fold
+from shared.errors import Corrupted, NewerLog
+from shared.fold import FOLD_VERSION
 from shared.instants import milliseconds_of
 from shared.keys import Keys
 from shared.log import in_order
 from shared.ndjson import StreamEntry
 from shared.position import ORIGIN, Position
-from shared.read_models import READ_MODELS, ReadModel, index_changes
+from shared.quarantine import quarantine_record
+from shared.read_models import READ_MODELS, ReadModel
 from shared.redis import Redis, Script, command, run_pipeline
 
 EVENTS_PER_COMMIT_MAX = 100
@@ -35,7 +35,8 @@ FrameKind = Literal["entry", "retraction", "feed", "epoch", "skipped"]
 class Pending(Struct, frozen=True):
     """A feed's active generation, None before its first commit, and the log's next events after its checkpoint.
 
-    `documents` are those of the entries that the events are about, as the generation holds them.
+    `documents` are those of the entries that the events are about, as the generation holds them. `outdated`: an older release
+    folded the generation; this one folds it no further and reads nothing of it.
     """
 
     feed_id: str
@@ -47,6 +48,7 @@ class Pending(Struct, frozen=True):
     quarantined: frozenset[bytes]
     more: bool
     documents: Mapping[str, Document]
+    outdated: bool = False
 
 
 class Frame(NamedTuple):
@@ -72,73 +74,40 @@ class Commit(Struct, frozen=True):
     more: bool
 
 
-class Step(NamedTuple):
-    """One log entry, folded or skipped."""
-
-    position: Position
-    change: Change | None
-    unfolded: CannotFold | None
-
-
 def prepare(pending: Pending) -> Commit:
     """Fold the pending events. Pure; raises NewerLog for what this release must leave to a newer one."""
-    documents = pending.documents
-    state = Documents(pending.feed, dict(documents))
+    batch = Batch(pending.feed_id, feed=pending.feed, documents=pending.documents)
     quarantine: dict[Position, bytes] = {}
     frames: list[Frame] = []
-    feed_position = None
-    folded = 0
     bytes_left = BYTES_PER_COMMIT_MAX
     for entry in pending.entries:
         # Small events, a flag say, may each render a large document.
         if bytes_left <= 0:
             break
-        position, change, unfolded = _step(state, entry, pending)
-        if change is None:
-            if unfolded is not None:
-                quarantine[position] = quarantine_record(entry, unfolded)
-            if state.feed is not None:
-                state.feed = msgspec.structs.replace(state.feed, position=str(position))
-            frames.append(Frame(position, "skipped", b""))
-            continue
-        folded += 1
-        state.apply(change)
-        if change.of_feed:
-            feed_position = position
-        frames.append(_frame(change))
+        step = batch.fold(read(entry, quarantined=pending.quarantined))
+        if step.unfolded is not None:
+            quarantine[step.position] = quarantine_record(entry, step.unfolded)
+        frames.append(_frame(step))
         bytes_left -= len(frames[-1].data)
-    changed = [entry_id for entry_id, document in state.entries.items() if document is not documents.get(entry_id)]
-    added: list[tuple[str, str]] = []
-    removed: list[tuple[str, str]] = []
-    for entry_id in changed:
-        changes = index_changes(documents.get(entry_id), state.entries[entry_id], pending.models)
-        added += changes.added
-        removed += changes.removed
+    changes = batch.index_changes(pending.models)
     return Commit(
         checkpoint=frames[-1].position,
-        documents={entry_id: render(state.entries[entry_id]) for entry_id in changed},
-        added=added,
-        removed=removed,
+        documents={entry: render(document) for entry, document in batch.changed().items()},
+        added=changes.added,
+        removed=changes.removed,
         quarantine=quarantine,
         frames=frames,
-        feed=state.feed,
-        feed_position=feed_position,
-        folded=folded,
+        feed=batch.feed,
+        feed_position=batch.feed_position,
+        folded=batch.folded,
         more=pending.more or len(frames) < len(pending.entries),
     )
 
 
-def _step(state: Documents, entry: StreamEntry, pending: Pending) -> Step:
-    position = Position.parse(entry.id.decode())
-    if entry.id in pending.quarantined:
-        return Step(position, None, None)
-    try:
-        return Step(position, fold(state, decode(entry.id, entry.fields), feed_id=pending.feed_id), None)
-    except CannotFold as error:
-        return Step(position, None, error)
-
-
-def _frame(change: Change) -> Frame:
+def _frame(step: Step) -> Frame:
+    change = step.change
+    if change is None:
+        return Frame(step.position, "skipped", b"")
     if change.raised is not None:
         return Frame(change.position, "epoch", change.raised.encode())
     if change.after is None:
@@ -213,6 +182,7 @@ class Commits:
                 feed.quarantine,
                 shard.feeds,
                 feed.head,
+                keys.names,
             ),
             args,
         )
@@ -223,11 +193,14 @@ def _parse_pending(feed_id: str, answer: Any) -> Pending:
     if (generation is None) != (checkpoint is None):
         raise Corrupted(f"the active generation of {feed_id!r} has no checkpoint", feed=feed_id)
     position = Position.parse(checkpoint.decode()) if checkpoint else ORIGIN
+    outdated = fold_version is not None and int(fold_version) < FOLD_VERSION
+    if outdated:
+        raw, feed, touched, documents = [], None, [], []
     return Pending(
         feed_id=feed_id,
         generation=int(generation) if generation else None,
         checkpoint=position,
-        models=_models(feed_id, names, fold_version),
+        models=() if outdated else _models(feed_id, names, fold_version),
         feed=parse_feed(feed) if feed else None,
         entries=in_order(feed_id, raw, after=position),
         quarantined=frozenset(quarantined),
@@ -237,6 +210,7 @@ def _parse_pending(feed_id: str, answer: Any) -> Pending:
             for entry, found in zip(touched, documents, strict=True)
             if found is not None
         },
+        outdated=outdated,
     )
 
 
@@ -244,9 +218,7 @@ def _models(feed_id: str, names: bytes | None, fold_version: bytes | None) -> tu
     """Exactly the read models that the generation names; what this release does not know is a newer release's."""
     if names is None or fold_version is None:
         return tuple(READ_MODELS.values())
-    if int(fold_version) != FOLD_VERSION:
-        raise NewerLog(f"the generation of {feed_id!r} is folded by version {int(fold_version)}", feed=feed_id)
-    unknown = [name for name in names.decode().split(",") if name not in READ_MODELS]
-    if unknown:
-        raise NewerLog(f"the generation of {feed_id!r} keeps read models of a newer release: {unknown}", feed=feed_id)
-    return tuple(READ_MODELS[name] for name in names.decode().split(","))
+    wanted = Release.parse(fold_version, names)
+    if not Release.this().knows(wanted):
+        raise NewerLog(f"the generation of {feed_id!r} is of a newer release: {wanted}", feed=feed_id)
+    return tuple(READ_MODELS[name] for name in wanted.models)

@@ -5,8 +5,9 @@ nothing is the commit's, by the fence.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
+from services.projector.release import Release
 from shared.keys import SHARDS, Keys
 from shared.members import Members
 from shared.redis import Redis, Script, run_pipeline
@@ -26,15 +27,15 @@ class Leases:
         self._keys = keys
         self._owner = owner
         self._members = Members(redis, keys.projectors)
+        self._name = Release.this().announced_by(owner)
         # A confirmation under way must not bring back what is let go meanwhile.
         self._one_at_a_time = asyncio.Lock()
         self.held: dict[int, int] = {}
 
-    async def renew(self, *, refused: Iterable[int] = ()) -> None:
+    async def renew(self, *, refused: Collection[int] = ()) -> None:
         """Confirm what is held, let go what is over the fair share, take what is free below it; `refused` is not taken."""
         async with self._one_at_a_time:
-            alive = await self._members.announce(self._owner, seconds=TIME_TO_LIVE_SECONDS)
-            share = fair_share(alive)
+            share = fair_share(await self._announce(counts=not refused))
             await self._release(sorted(self.held)[share:])
             wanted = [shard for shard in range(SHARDS) if shard not in self.held and shard not in set(refused)]
             await self._take(list(self.held))
@@ -53,7 +54,19 @@ class Leases:
 
     async def leave(self) -> None:
         await self.release(list(self.held))
-        await self._members.leave(self._owner)
+        await self._members.leave(self._name)
+
+    async def releases(self) -> list[Release]:
+        """The releases of the other projectors that are alive."""
+        names = [name for name in await self._members.alive() if name != self._name]
+        return [release for name in names if (release := Release.announced(name)) is not None]
+
+    async def _announce(self, *, counts: bool) -> int:
+        """Gives how many share the shards. Who refuses some does not count for the others: their share includes those."""
+        if counts:
+            return await self._members.announce(self._name, seconds=TIME_TO_LIVE_SECONDS)
+        await self._members.leave(self._name)
+        return len(await self._members.alive()) + 1
 
     async def _release(self, shards: Iterable[int]) -> None:
         shards = [shard for shard in shards if shard in self.held]

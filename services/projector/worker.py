@@ -9,8 +9,10 @@ from contextlib import suppress
 
 import structlog
 
-from services.projector.commit import Commit, Commits, prepare
+from services.projector.builder import Builder
+from services.projector.commit import Commit, Commits, Pending, prepare
 from services.projector.lease import RENEW_SECONDS, Leases
+from services.projector.shard import Shard
 from shared.errors import NewerLog, Unavailable
 from shared.keys import Keys
 from shared.metrics import Metrics
@@ -20,31 +22,9 @@ log = structlog.get_logger()
 
 BLOCK_SECONDS = 1.0
 SWEEP_SECONDS = 1.0
-FEEDS_PER_ROUND_MAX = 32
 BACKOFF_SECONDS = 0.5
 # How long a shard whose log is of a newer release is left to others.
 REFUSED_SECONDS = 30.0
-
-
-class Shard:
-    """One owned shard: the feeds that wait to be folded, and a bell that rings when there are any."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.waiting: dict[str, None] = {}
-        self.bell = asyncio.Event()
-
-    def wake(self, feed: str) -> None:
-        self.waiting[feed] = None
-        self.bell.set()
-
-    def take(self) -> list[str]:
-        feeds = list(self.waiting)[:FEEDS_PER_ROUND_MAX]
-        for feed in feeds:
-            del self.waiting[feed]
-        if not self.waiting:
-            self.bell.clear()
-        return feeds
 
 
 class Projector:
@@ -58,6 +38,7 @@ class Projector:
         self._leases = Leases(redis, keys, owner=owner)
         self._commits = Commits(redis, keys)
         self._shards: dict[int, Shard] = {}
+        self._builder = Builder(redis, keys, self._leases, self._shards, self._refuse)
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._refused: dict[int, float] = {}
         self._cursors: dict[int, str] = {}
@@ -68,6 +49,7 @@ class Projector:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._keep_leases(group))
                 group.create_task(self._hear_doorbells())
+                group.create_task(self._builder.run())
         finally:
             try:
                 await self._leases.leave()
@@ -102,6 +84,7 @@ class Projector:
         for number in taken:
             self._shards[number] = shard = Shard(number)
             self._tasks[number] = group.create_task(self._fold_shard(shard))
+            self._builder.look_through(number)
         if left or taken:
             log.info("shards_changed", left=left, taken_with_fence=taken, held=sorted(held))
         self._metrics.shards.set(len(held))
@@ -138,7 +121,11 @@ class Projector:
                 continue
             self._cursors[number] = rings[-1][0].decode()
             for _, fields in rings:
-                shard.wake(fields[b"feed"].decode())
+                feed = fields[b"feed"].decode()
+                if b"build" in fields:
+                    self._builder.wake(feed)
+                else:
+                    shard.wake(feed)
 
     async def _sweep(self) -> None:
         """State makes it right: every feed whose log is ahead of its checkpoint is dirty until a commit says otherwise."""
@@ -148,8 +135,9 @@ class Projector:
             keys = self._keys.shard(shard.number)
             pipeline.xrevrange(keys.doorbell, count=1)
             pipeline.smembers(keys.dirty)
+            pipeline.smembers(keys.builds)
         answers = await run_pipeline(self._redis, pipeline) if shards else []
-        for shard, last, dirty in zip(shards, answers[::2], answers[1::2], strict=True):
+        for shard, last, dirty, builds in zip(shards, answers[::3], answers[1::3], answers[2::3], strict=True):
             if self._shards.get(shard.number) is not shard:
                 continue  # lost meanwhile
             # A cursor ahead of a stream that was made anew would wait for ever.
@@ -158,13 +146,17 @@ class Projector:
                 self._cursors[shard.number] = end
             for feed in dirty:
                 shard.wake(feed.decode())
+            for feed in builds:
+                self._builder.wake(feed.decode())
 
     async def _fold_shard(self, shard: Shard) -> None:
         while True:
             await shard.bell.wait()
             feeds = shard.take()
             try:
-                for feed in await self._fold(shard, feeds):
+                async with shard.committing:
+                    more = await self._fold(shard, feeds)
+                for feed in more:
                     shard.wake(feed)
             except (Unavailable, *UNREACHABLE) as error:
                 log.warning("commit_not_done", shard=shard.number, error=repr(error))
@@ -180,7 +172,9 @@ class Projector:
         fence = self._leases.held.get(shard.number)
         if fence is None:
             return []
-        pending = [item for item in await self._commits.pending(feeds) if item.entries]
+        found = await self._commits.pending(feeds)
+        await self._rebuild_outdated(found)
+        pending = [item for item in found if item.entries]
         items = []
         for item in pending:
             generation = item.generation or await self._commits.new_generation(item.feed_id)
@@ -205,6 +199,11 @@ class Projector:
             for (item, done, _), answer in zip(items, answers, strict=True)
             if done.more or answer == "moved"
         ]
+
+    async def _rebuild_outdated(self, found: list[Pending]) -> None:
+        for item in found:
+            if item.outdated:
+                await self._builder.ask_for_release(item.feed_id)
 
     def _ring_alarm(self, feed: str, done: Commit) -> None:
         for position, record in done.quarantine.items():

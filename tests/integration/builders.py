@@ -353,6 +353,8 @@ class Fold:
                 self.state.feed = msgspec.structs.replace(self.state.feed, position=str(self.position))
             return str(self.position), "skipped", b""
         self.state.apply(change)
+        if change.raised is not None:
+            return str(self.position), "epoch", change.raised.encode()
         if change.after is None:
             self.feed_position = entry.id
             return str(self.position), "feed", _payload(change.feed)

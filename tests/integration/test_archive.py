@@ -213,14 +213,15 @@ async def test_a_trim_stops_at_the_lowest_checkpoint_of_a_generation(redis: Redi
     assert (str(trimmed.trimmed_to), trimmed.events) == ("1-17", 17)
     assert trimmed.kept == "the live generation is not so far"
     await projection.to_head()
-    await command(redis, "HSET", keys.feed(FEED).build, "checkpoint", "1-21")
+    await command(redis, "HSET", keys.feed(FEED).build, "state", "building", "checkpoint", "1-21")
     trimmed = await trimming.trim(FEED)
     assert (str(trimmed.trimmed_to), trimmed.events) == ("1-21", 4)
     assert trimmed.kept == "a generation that is being built is not so far"
     await command(redis, "HDEL", keys.feed(FEED).build, "checkpoint")
-    await command(redis, "HSET", keys.feed(FEED).build, "asked", "now")
+    await command(redis, "HSET", keys.feed(FEED).build, "state", "asked")
     assert (await trimming.trim(FEED)).events == 0
-    await command(redis, "DEL", keys.feed(FEED).build)
+    # The record of a build that is over stays, and keeps nothing.
+    await command(redis, "HSET", keys.feed(FEED).build, "state", "failed", "checkpoint", "1-21")
     assert (await trimming.trim(FEED)).events == 8
     assert await log_positions(redis, keys, FEED) == ["1-30"]
     assert len(await whole(log)) == 30
@@ -232,7 +233,11 @@ async def test_a_trim_stops_at_the_lowest_checkpoint_of_a_generation(redis: Redi
         (("HSET", "archive", "url", "file:///elsewhere"), "the archive is in another place"),
         (("HSET", "archive", "archived_to", "1-10"), "the archive does not reach so far"),
         (("DEL", "active"), "the live generation is not so far"),
-        (("HSET", "build", "checkpoint", "1-10"), "a generation that is being built is not so far"),
+        (("HSET", "build", "state", "asked"), "a generation that is being built is not so far"),
+        (
+            ("HSET", "build", "state", "building", "checkpoint", "1-10"),
+            "a generation that is being built is not so far",
+        ),
     ],
 )
 async def test_the_trim_script_checks_for_itself_what_may_have_changed_since(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from services.projector.lease import TIME_TO_LIVE_SECONDS, Leases, fair_share
+from services.projector.release import Release
 from shared.keys import SHARDS, Keys
 from shared.redis import Redis, command, connect
 from tests.integration.builders import LEASE, dump
@@ -137,6 +138,10 @@ def leases(redis: Redis, keys: Keys, *owners: str) -> list[Leases]:
     return [Leases(redis, keys, owner=owner) for owner in owners]
 
 
+def announced(owner: str) -> str:
+    return Release.this().announced_by(owner)
+
+
 async def settle(*projectors: Leases) -> None:
     """Enough rounds for every projector to see the others, let go, and take what the others let go."""
     for _ in range(3):
@@ -191,12 +196,12 @@ async def test_a_projector_that_died_is_neither_counted_nor_waited_for(redis: Re
     a, b = leases(redis, keys, "a", "b")
     await settle(a, b)
     # As the servers' clock would show it after the time to live.
-    await command(redis, "ZADD", keys.projectors, "XX", 1, "a")
+    await command(redis, "ZADD", keys.projectors, "XX", 1, announced("a"))
     for shard in a.held:
         await command(redis, "HSET", keys.shard(shard).lease, "expires", "1")
     await b.renew()
     assert len(b.held) == SHARDS
-    assert await command(redis, "ZRANGE", keys.projectors, 0, -1) == [b"b"]
+    assert await command(redis, "ZRANGE", keys.projectors, 0, -1) == [announced("b").encode()]
 
 
 async def test_a_projector_learns_that_a_shard_went_to_another(redis: Redis, keys: Keys) -> None:
@@ -222,7 +227,7 @@ async def test_the_announced_time_to_live_is_that_of_the_leases(redis: Redis, ke
     await a.renew()
     seconds, microseconds = await redis.time()
     now = seconds * 1000 + microseconds // 1000
-    until = await redis.zscore(keys.projectors, "a")
+    until = await redis.zscore(keys.projectors, announced("a"))
     assert until is not None and 0 < until - now <= TIME_TO_LIVE_SECONDS * 1000
 
 

@@ -17,7 +17,8 @@ from structlog.testing import capture_logs
 
 from services.cli.embedded import DataDir, EmbeddedServer, server_binary
 from services.projector import worker as worker_module
-from services.projector.worker import FEEDS_PER_ROUND_MAX, Projector
+from services.projector.shard import FEEDS_PER_ROUND_MAX
+from services.projector.worker import Projector
 from shared.errors import Corrupted, OutcomeUnknown
 from shared.events import Encoded, EntryPinned
 from shared.keys import SHARDS, Keys

@@ -23,6 +23,16 @@ TESTS: Mapping[str, Sequence[str]] = {
     "redact_frames.lua": ("test_redaction",),
     "redact_swap.lua": ("test_redaction",),
     "redact_traces.lua": ("test_redaction",),
+    "ask.lua": ("test_rebuild",),
+    "before.lua": ("test_rebuild",),
+    "begin.lua": ("test_rebuild",),
+    "build.lua": ("test_rebuild",),
+    "fail.lua": ("test_rebuild", "test_builder"),
+    "flip.lua": ("test_rebuild", "test_builder"),
+    "outdated.lua": ("test_builder",),
+    "rest.lua": ("test_rebuild",),
+    "retire.lua": ("test_rebuild",),
+    "survey.lua": ("test_rebuild", "test_builder"),
 }
 
 # By script: what was taken away, in the words of the mutant, and why nothing can tell.

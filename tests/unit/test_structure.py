@@ -16,6 +16,7 @@ VOCABULARY = {
     "instants",
     "ndjson",
     "position",
+    "quarantine",
     "read_models",
     "segments",
     "upcasters",
