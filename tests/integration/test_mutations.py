@@ -14,6 +14,8 @@ from tests.mutations.mutant import Mutant
 from tests.mutations.patches import PATCHES, Patch, PatchOutdated, mutant_of
 from tests.mutations.table import EQUIVALENT, INTEGRATION, TESTS
 
+# What the default run takes a few mutants of: their tests are quick.
+SAMPLED = ("lease.lua", "append.lua", "commit.lua")
 SAMPLE = 3
 
 
@@ -103,7 +105,7 @@ def test_no_mutant_lives(long: bool) -> None:
     if long:
         run(names, on_verdict=verdicts.append)
     else:
-        mutants = [(name, mutant) for name, found in all_mutants().items() for mutant in found]
+        mutants = [(name, mutant) for name in SAMPLED for mutant in all_mutants()[name]]
         with copied_tree() as copy:
             for name, mutant in random.Random(len(mutants)).sample(mutants, SAMPLE):
                 verdicts.append(judge(copy, mutant, answering(name, mutant)))

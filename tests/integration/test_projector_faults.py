@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from services.projector import commit as commit_module
-from services.projector.worker import Shard
+from services.projector.shard import Shard
 from shared.keys import Keys
 from shared.log import Log
 from shared.redis import Redis, Script, command
