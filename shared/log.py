@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from shared.archive import Archives
 from shared.documents import Document, Feed, parse_document, parse_feed
-from shared.errors import Corrupted
+from shared.errors import Corrupted, StalePosition
 from shared.events import Encoded
 from shared.keys import Keys
 from shared.ndjson import StreamEntry
@@ -251,6 +251,17 @@ class Log:
         before, of_any_epoch = Position(position.epoch, position.n - 1), Position(_EPOCH_MAX, position.n)
         found = await self.read_chunk(feed, after=before, to=of_any_epoch, events_max=1)
         return found[0] if found and found[0].position == position else None
+
+    async def check_held(self, feed: str, position: Position, *, head: Head) -> None:
+        """StalePosition unless the log holds an event at exactly this position, of whatever epoch."""
+        if position == head.position:
+            return
+        if position > head.position or await self.event_at(feed, position) is None:
+            raise StalePosition(
+                f"the log of {feed!r} holds no event at {position}; it has come to {head.position}",
+                position=str(position),
+                head=str(head.position),
+            )
 
     async def head(self, feed: str) -> Head | None:
         """The end of the feed's log, None for a feed that was never opened."""

@@ -12,7 +12,7 @@ from services.gateway.reads import Reads
 from services.gateway.streamed import streamed
 from services.gateway.waiting import Arrivals, read_at
 from shared.documents import is_feed_id
-from shared.errors import FeedNotFound, StalePosition
+from shared.errors import FeedNotFound
 from shared.log import Head, Log
 from shared.ndjson import line_of
 from shared.position import ORIGIN, Position
@@ -41,7 +41,7 @@ class Events:
                 self._log, self._reads, self._arrivals, feed, min_position=params.position(query, "min_position")
             )
             if after is not None:
-                await check_held(self._log, feed, after, head=head)
+                await self._log.check_held(feed, after, head=head)
         headers = {
             hdrs.CONTENT_TYPE: "application/x-ndjson",
             hdrs.CACHE_CONTROL: "private, no-store",
@@ -67,15 +67,3 @@ async def log_head(log: Log, reads: Reads, arrivals: Arrivals, feed: str, *, min
     if head is None:
         raise FeedNotFound(feed)
     return head
-
-
-async def check_held(log: Log, feed: str, position: Position, *, head: Head) -> None:
-    """StalePosition unless the log holds an event at `position`, in whatever epoch."""
-    if position == head.position:
-        return
-    if position > head.position or await log.event_at(feed, position) is None:
-        raise StalePosition(
-            f"the log of {feed!r} holds no event at {position}; it has come to {head.position}",
-            position=str(position),
-            head=str(head.position),
-        )

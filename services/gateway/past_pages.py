@@ -9,7 +9,7 @@ from aiohttp import hdrs, web
 
 from services.gateway import params
 from services.gateway.cursor import read_past_cursor, write_past_cursor
-from services.gateway.events import check_held, log_head
+from services.gateway.events import log_head
 from services.gateway.past import Past, PastPage
 from services.gateway.pasts import Pasts
 from services.gateway.reads import Reads, page_body
@@ -47,7 +47,7 @@ class PastPages:
         asked = place.position if place is not None else at.position
         if asked is not None:
             async with redis_errors("nothing was read"):
-                await check_held(self._log, feed, asked, head=head)
+                await self._log.check_held(feed, asked, head=head)
 
         def look(past: Past) -> tuple[Position, PastPage] | None:
             position = asked or past.position_at(at.milliseconds or 0)

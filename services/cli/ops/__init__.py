@@ -9,6 +9,7 @@ from services.cli.lazy import LazyGroup
 
 VERBS = {
     "status": "services.cli.ops.status:status",
+    "replay": "services.cli.ops.replay:replay",
     "redact": "services.cli.ops.redact:redact",
 }
 
