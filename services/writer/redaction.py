@@ -14,7 +14,7 @@ from msgspec import Struct
 from shared.errors import CannotFold, Corrupted, EntryNotFound, Unavailable
 from shared.events import EntryRedacted, Envelope, Removed, about, encode
 from shared.keys import Keys
-from shared.log import Append, Appended, Guards, Log, NewRecord, Stale
+from shared.log import Append, Appended, Guards, Log, NewRecord, Stale, stream_entry
 from shared.position import ORIGIN, Position
 from shared.redis import Redis, Script, command
 
@@ -154,6 +154,13 @@ class Redactions:
                 case b"differs":
                     last, more = "", True
         raise Unavailable(f"the log of {feed!r} grows faster than it is written anew; run this again")
+
+    async def left_in_stream(self, feed: str, positions: Sequence[Position]) -> list[str]:
+        """Those of the positions whose content still stands in the stream."""
+        log = self._keys.feed(feed).log
+        found = [await command(self._redis, "XRANGE", log, str(position), str(position)) for position in positions]
+        entries = [stream_entry(item) for answer in found for item in answer]
+        return [entry.id.decode() for entry in entries if entry.fields[b"content"]]
 
     async def remove_traces(self, feed: str, entry: str, traces: Traces) -> int:
         """Remove the fingerprints of publication and commands and the quarantine's reasons; gives how many there were."""

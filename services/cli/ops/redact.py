@@ -7,6 +7,7 @@ projector, frames by the gateways, the server's files by `persisted`.
 import asyncio
 import getpass
 import secrets
+from collections.abc import Sequence
 
 import click
 import structlog
@@ -15,12 +16,15 @@ from rich.console import Console
 from services.cli.ops.persisted import clear_server, look_into_files, remove_torn_tails
 from services.cli.ops.receipt import Place, Receipt
 from services.cli.ops.server import Server, run_verb, server_options
+from services.projector.retired import only_active_generation
 from services.writer.redaction import Redactions
+from shared.errors import Corrupted, Unavailable
 from shared.keys import Keys
 from shared.log import Log
 from shared.members import Members
 from shared.position import Position
 from shared.redis import Redis, command
+from shared.removal import Removal
 
 log = structlog.get_logger()
 
@@ -67,18 +71,23 @@ async def carry_out(server: Server, feed: str, entry: str, *, reason: str, by: s
         redacted, traces = await redactions.append(feed, entry, reason=reason, by=by)
         log.info("entry_redacted", feed=feed, entry=entry, position=str(redacted.position), by=redacted.by)
         emptied = [Position.parse(removed.position) for removed in traces.removed]
+        # What readers can reach goes first, what only operators can reach after it.
         places = [await _read_models(server.redis, server.keys, feed, redacted.position)]
-        if traces.left:
-            await redactions.rewrite_log(feed, emptied)
-        traces_removed = await redactions.remove_traces(feed, entry, traces)
         frames = await redactions.empty_frames(feed, traces.positions)
-        after = await redactions.traces(feed, entry)
-        places.append(
-            Place("log", confirmed=not after.left, detail=f"{len(traces.left)} contents removed, digests kept")
-        )
-        places.append(Place("fingerprints and quarantine", confirmed=True, detail=f"{traces_removed} removed"))
         places.append(Place("frames", confirmed=True, detail=f"{frames} emptied"))
         places += await _gateways(server.redis, server.keys, redactions, feed, entry)
+        if traces.left:
+            await redactions.rewrite_log(feed, emptied)
+        left = await redactions.left_in_stream(feed, emptied)
+        detail = (
+            f"{len(traces.left)} contents removed, digests kept" if not left else f"still at {left}; run this again"
+        )
+        places.append(Place("log", confirmed=not left, detail=detail))
+        places += await _archive(server.redis, server.keys, feed, emptied)
+        generations = await only_active_generation(server.redis, server.keys, feed, by=by)
+        places.append(Place("other generations", confirmed=True, detail=f"{generations} removed"))
+        removed = await redactions.remove_traces(feed, entry, traces)
+        places.append(Place("fingerprints and quarantine", confirmed=True, detail=f"{removed} removed"))
     salts = list(traces.salts)
     if server.data_dir is not None:
         remove_torn_tails(server.data_dir, salts)
@@ -105,6 +114,19 @@ async def _read_models(redis: Redis, keys: Keys, feed: str, position: Position) 
         return Place(
             place, confirmed=False, detail=f"no projector came to {position} in {FOLD_SECONDS_MAX:.0f} s; run again"
         )
+
+
+async def _archive(redis: Redis, keys: Keys, feed: str, positions: Sequence[Position]) -> list[Place]:
+    """The archive's segments are written anew without the content, and the old objects are looked after: they are gone."""
+    try:
+        rewritten = await Removal(redis, keys).remove_content(feed, positions)
+    except (Unavailable, Corrupted) as error:
+        # One place that cannot be cleared now must not keep the others from it.
+        return [Place("archive", confirmed=False, detail=f"{error}; run this again")]
+    return [
+        Place(f"archive {one.url}/{one.before.object}", confirmed=True, detail=f"deleted, now {one.after.object}")
+        for one in rewritten
+    ] or [Place("archive", confirmed=True, detail="no segment held the content")]
 
 
 async def _gateways(redis: Redis, keys: Keys, redactions: Redactions, feed: str, entry: str) -> list[Place]:
