@@ -36,6 +36,7 @@ class Config(Struct, frozen=True):
     listen_host: str = "127.0.0.1"
     listen_port: Port = 8080
     public_url: str | None = None
+    archive_url: str | None = None
     ops_token: str | None = None
     durability: Durability = "fsync"
     drain_seconds: Seconds = 10

@@ -75,6 +75,12 @@ class EntryExists(Refused):
     code = "entry-exists"
 
 
+class HistoryDiffers(Refused):
+    """Events that were recorded elsewhere do not fit what stands here."""
+
+    code = "history-differs"
+
+
 class FeedClosed(Refused):
     code = "feed-closed"
 

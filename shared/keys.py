@@ -31,7 +31,9 @@ class FeedKeys(NamedTuple):
     """A feed's keys: the write side, and which generation readers get. `generation`, `commands` and `purged` are prefixes.
 
     `log_rewrite` is the log that a redaction writes to put in the log's place, `rewriting` who does so, `purged` the gateways
-    that confirmed a purge. `build` is what is known of the feed's latest rebuild, `retired` the generations to be removed.
+    that confirmed a purge. `archive` says where the feed's archive is and how far it reaches; `restore_log`, `restore_head` and
+    `restore_entries` are a feed that is being brought in. `build` is what is known of the feed's latest rebuild, `retired` the
+    generations to be removed.
     """
 
     log: str
@@ -44,6 +46,9 @@ class FeedKeys(NamedTuple):
     generations: str
     quarantine: str
     archive: str
+    restore_log: str
+    restore_head: str
+    restore_entries: str
     generation: str
     purged: str
     build: str
@@ -97,6 +102,9 @@ class Keys:
             generations=base + "generations",
             quarantine=base + "quarantine",
             archive=base + "archive",
+            restore_log=base + "restore:log",
+            restore_head=base + "restore:head",
+            restore_entries=base + "restore:entries",
             generation=base + "g",
             purged=base + "purged:",
             build=base + "build",

@@ -7,7 +7,7 @@ Bytes that are no JSON (an event in quarantine, say) stand as a string, in base6
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -85,6 +85,13 @@ def chained(chain: str, entry: StreamEntry) -> str:
         sha.update(b"%d:" % len(part))
         sha.update(part)
     return sha.hexdigest()
+
+
+def chain_over(chain: str, entries: Iterable[StreamEntry]) -> str:
+    """The chain after several more events."""
+    for entry in entries:
+        chain = chained(chain, entry)
+    return chain
 
 
 def _embedded(data: bytes) -> Raw:

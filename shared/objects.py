@@ -121,6 +121,15 @@ class Objects:
                 return []
             return [meta["path"] async for page in obstore.list(store, f"{folder}/") for meta in page]
 
+    async def folders(self) -> list[str]:
+        """The names of the folders that objects lie in."""
+        async with _reaching(self.url):
+            store = self._opened()
+            if store is None:
+                return []
+            found = await obstore.list_with_delimiter_async(store)
+            return sorted(prefix.strip("/") for prefix in found["common_prefixes"])
+
     def _opened(self, *, make: bool = False) -> LocalStore | S3Store | None:
         """None for a folder that is not there: reading makes none."""
         if self._folder is None:

@@ -24,6 +24,7 @@ STATUS: Mapping[str, tuple[int, str]] = {
     "method-not-allowed": (405, "The method is not allowed here"),
     "body-too-slow": (408, "The body did not arrive in time"),
     "entry-exists": (409, "Another entry has this id"),
+    "history-differs": (409, "The feed has another history"),
     "feed-closed": (409, "The feed is closed"),
     "too-many-pins": (409, "No more entries can be pinned"),
     "event-quarantined": (409, "The entry rests on an event in quarantine"),

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from shared.errors import Corrupted, NewerLog
-from shared.ndjson import CHAIN_START, StreamEntry, chained, line_of, parse_line
+from shared.ndjson import CHAIN_START, StreamEntry, chain_over, chained, line_of, parse_line
 from shared.position import ORIGIN, Position
 
 ARCHIVE_FORMAT = 1
@@ -158,10 +158,7 @@ def entries_of(segment: Segment, lines: Sequence[bytes], *, skip: int = 0) -> li
 
 def check_chain(segment: Segment, entries: Sequence[StreamEntry], *, before: str) -> None:
     """Corrupted unless the events continue the chain `before` to that of the segment."""
-    chain = before
-    for entry in entries:
-        chain = chained(chain, entry)
-    if chain != segment.chain or entries[-1].id.decode() != segment.last:
+    if chain_over(before, entries) != segment.chain or entries[-1].id.decode() != segment.last:
         raise Corrupted(f"the chain breaks in the archive's object {segment.object}", object=segment.object)
 
 

@@ -13,7 +13,7 @@ if not head[1] or not last or last[1] ~= head[1] .. '-' .. head[2] then
   return redis.error_reply('CORRUPTED the head of ' .. KEYS[1] .. ' is not the last event of its log')
 end
 -- The append script checks the head against the stream's last event: that one always stays.
-if to >= tonumber(head[2]) then return {'kept', 'it holds the head'} end
+if to >= tonumber(head[2]) then return {'kept', 'the last event stays'} end
 local active = redis.call('GET', KEYS[3])
 local checkpoint = active and redis.call('HGET', ARGV[1] .. active .. ':meta', 'checkpoint')
 if n_of(checkpoint or '') < to then return {'kept', 'the live generation is not so far'} end

@@ -105,7 +105,7 @@ class Trimming:
         state, built_to = await command(self._redis, "HMGET", keys.build, "state", "checkpoint")
         if state in (b"asked", b"building"):
             checkpoints["a generation that is being built is not so far"] = _position_n(built_to)
-        checkpoints["it holds the head"] = (await head_of(self._redis, self._keys, feed)).n - 1
+        checkpoints["the last event stays"] = (await head_of(self._redis, self._keys, feed)).n - 1
         why = min(checkpoints, key=lambda name: checkpoints[name])
         return checkpoints[why], why
 

@@ -259,7 +259,7 @@ async def test_the_trim_script_never_takes_the_last_event(redis: Redis, keys: Ke
     await project(redis, keys, FEED)
     await Archiving(redis, keys).archive(FEED, url=str(folder))
 
-    assert await trim_by_script(redis, keys, "1-12", folder.as_uri()) == [b"kept", b"it holds the head"]
+    assert await trim_by_script(redis, keys, "1-12", folder.as_uri()) == [b"kept", b"the last event stays"]
     assert await trim_by_script(redis, keys, "1-11", folder.as_uri()) == [b"trimmed", 11]
     await command(redis, "HSET", keys.feed(FEED).head, "n", "14")
     with pytest.raises(Corrupted, match="not the last event"):

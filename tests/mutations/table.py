@@ -22,6 +22,8 @@ TESTS: Mapping[str, Sequence[str]] = {
     "look.lua": ("test_status",),
     "archived.lua": ("test_archive",),
     "trim.lua": ("test_archive",),
+    "restore.lua": ("test_restoring",),
+    "restored.lua": ("test_restoring",),
     "redact_copy.lua": ("test_redaction",),
     "redact_frames.lua": ("test_redaction",),
     "redact_swap.lua": ("test_redaction",),

@@ -20,6 +20,7 @@ VOCABULARY = {
     "read_models",
     "segments",
     "upcasters",
+    "write_side",
 }
 EDGES = {
     "archive",
@@ -36,6 +37,7 @@ EDGES = {
     "problems",
     "redis",
     "removal",
+    "restoring",
     "tokens",
     "trimming",
 }

@@ -10,6 +10,8 @@ from services.cli.lazy import LazyGroup
 VERBS = {
     "status": "services.cli.ops.status:status",
     "replay": "services.cli.ops.replay:replay",
+    "archive": "services.cli.ops.archive:archive",
+    "restore": "services.cli.ops.restore:restore",
     "redact": "services.cli.ops.redact:redact",
 }
 
