@@ -98,7 +98,7 @@ class Archiving:
             archived_to=manifest.end,
             chain=manifest.chain,
             events=manifest.end.n,
-            bytes=sum(segment.bytes for segment in manifest.segments),
+            bytes=manifest.bytes,
             segments=len(manifest.segments),
             written_events=written.events,
             swept=await archive.sweep(manifest),
@@ -146,9 +146,8 @@ class Archiving:
     async def _note(self, feed: str, archive: Archive, manifest: Manifest, *, known: str) -> None:
         """Tell the feed's shard of a manifest that stands; Moved when another run took the archive elsewhere meanwhile."""
         keys = (self._keys.feed(feed).archive,)
-        if manifest.segments and not await _archived(
-            self._redis, keys, (archive.url, str(manifest.end), manifest.chain, known)
-        ):
+        args = (archive.url, str(manifest.end), manifest.chain, known, manifest.bytes)
+        if manifest.segments and not await _archived(self._redis, keys, args):
             raise Moved(feed)
 
     async def _check_history(self, feed: str, state: ArchiveState | None, archive: Archive, manifest: Manifest) -> bool:

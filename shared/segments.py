@@ -64,6 +64,10 @@ class Manifest(Struct, frozen=True):
     def chain(self) -> str:
         return self.segments[-1].chain if self.segments else CHAIN_START
 
+    @property
+    def bytes(self) -> int:
+        return sum(segment.bytes for segment in self.segments)
+
     def holding(self, n: int) -> int | None:
         """The number of the segment that holds the feed's n-th event."""
         return next((i for i, s in enumerate(self.segments) if s.first_n <= n <= s.end.n), None)

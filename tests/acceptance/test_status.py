@@ -33,19 +33,20 @@ from tests.integration.builders import appending_entry, damaged, published
 
 FEED_FIELDS = {
     "": "feed shard status entries head recorded_at checkpoint lag_events lag_seconds generation fold_version epoch"
-    " quarantine log",
+    " quarantine log archive build",
     "epoch": "number raised_at reason because",
     "quarantine": "open discarded",
     "log": "events memory_bytes first",
+    "archive": "url archived_to trimmed_to bytes",
 }
 INSTALLATION_FIELDS = {
     "": "release at running data_dir key_prefix server projectors gateways shards",
     "server": "name version role replicas run_id up_seconds durability problem memory_used_bytes memory_max_bytes aof",
 }
-SHARD_FIELDS = "shard tag holder fence seconds_left feeds dirty_feeds"
+SHARD_FIELDS = "shard tag holder fence seconds_left feeds dirty_feeds builds"
 TOTALS_FIELDS = (
     "feeds entries log_events log_memory_bytes lagging_feeds lag_events lag_seconds quarantined_feeds"
-    " quarantined_events discarded_events"
+    " quarantined_events discarded_events building_feeds archived_feeds archive_bytes"
 )
 
 
@@ -110,14 +111,19 @@ def test_nothing_wrong_is_exit_0_and_every_field_is_there(own: Installation) -> 
         assert set(feed[part] if part else feed) == fields_of(names)
     for part, names in INSTALLATION_FIELDS.items():
         assert set(found["installation"][part] if part else found["installation"]) == fields_of(names)
+    assert all(set(one) == fields_of("name fold_version read_models") for one in found["installation"]["projectors"])
     assert all(set(shard) == fields_of(SHARD_FIELDS) for shard in found["installation"]["shards"])
     assert set(found["totals"]) == fields_of(TOTALS_FIELDS)
     assert (feed["feed"], feed["head"], feed["checkpoint"], feed["lag_events"]) == ("calm", "1-2", "1-2", 0)
+    assert feed["build"] is None
+    assert set(feed["archive"].values()) == {None}
     assert (feed["lag_seconds"], feed["generation"], feed["entries"], feed["status"]) == (0.0, 1, 1, "open")
     installation = found["installation"]
     assert (installation["running"], installation["server"]["durability"]) == (True, "fsync")
     assert len(installation["projectors"]) == 1
-    assert {shard["holder"] for shard in installation["shards"]} == set(installation["projectors"])
+    assert {shard["holder"] for shard in installation["shards"]} == {
+        projector["name"] for projector in installation["projectors"]
+    }
 
 
 def test_people_read_a_table_and_feeds_can_be_named(own: Installation) -> None:

@@ -1,6 +1,7 @@
 """The look of `ops status` on real servers: each feed of one moment, every feed once, and nothing is written."""
 
 import asyncio
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
@@ -10,14 +11,18 @@ from services.cli.ops.look import FEEDS_PER_ROUND, feeds_of, installation_of
 from services.cli.ops.report import FeedStatus, Installation
 from services.cli.ops.server import Server
 from services.projector.lease import Leases
+from shared.archiving import Archiving
 from shared.config import Config
 from shared.errors import FeedNotFound
+from shared.fold import FOLD_VERSION
 from shared.instants import milliseconds_of
 from shared.keys import SHARD_TAGS, SHARDS, Keys
 from shared.log import Log
 from shared.members import Members
 from shared.position import Position
+from shared.read_models import READ_MODELS
 from shared.redis import Redis, command
+from shared.trimming import Trimming
 from tests.integration.builders import (
     Projection,
     appending_entry,
@@ -29,6 +34,7 @@ from tests.integration.builders import (
     published,
 )
 from tests.integration.conftest import RunningServer
+from tests.integration.rebuild_kit import Owner, an_owner, history
 
 FEED = feed_in_shard(3)
 
@@ -163,6 +169,54 @@ async def test_a_raised_epoch_shows_when_and_why(redis: Redis, keys: Keys, log: 
     assert epoch.because == "a witness saw 1-9"
 
 
+async def test_a_build_shows_how_far_it_is_until_it_is_done(redis: Redis, keys: Keys) -> None:
+    owner = await an_owner(redis, keys, FEED, history(1, events=20))
+    assert (await look_at(redis, keys)).build is None
+    await owner.ask()
+    found = (await look_at(redis, keys)).build
+    assert found is not None
+    assert (found.state, found.reason, found.progress, found.checkpoint, found.generation) == (
+        *("asked", "rebuild", 0.0),
+        *(None, None),
+    )
+    assert await owner.begin() == "begun"
+    site = await owner.site()
+    await owner.slice(site, events_max=5)
+    looked = await look_at(redis, keys)
+    found = looked.build
+    assert found is not None
+    assert (found.state, found.generation, found.checkpoint) == ("building", site.generation, "1-5")
+    assert found.progress == 5 / Position.parse(looked.head).n
+    assert looked.generation == 1
+    await fail(redis, keys, owner)
+    found = (await look_at(redis, keys)).build
+    assert found is not None
+    assert (found.state, found.progress, found.detail) == ("failed", None, "it does not fit")
+
+
+async def fail(redis: Redis, keys: Keys, owner: Owner) -> None:
+    await cast("Any", redis.hset(keys.feed(owner.feed).build, mapping={"state": "failed", "detail": "it does not fit"}))
+
+
+async def test_an_archive_shows_how_far_it_reaches_and_the_stream_what_is_left(
+    redis: Redis, keys: Keys, log: Log, tmp_path: Path
+) -> None:
+    await open_feed(log, FEED)
+    for number in range(8):
+        await log.append(FEED, appending_entry(f"e{number}"))
+    await project(redis, keys, FEED)
+    never = (await look_at(redis, keys)).archive
+    assert (never.url, never.archived_to, never.trimmed_to, never.bytes) == (None, None, None, None)
+    archived = await Archiving(redis, keys).archive(FEED, url=str(tmp_path))
+    found = (await look_at(redis, keys)).archive
+    assert (found.url, found.archived_to, found.trimmed_to) == (tmp_path.as_uri(), "1-9", None)
+    assert found.bytes == archived.bytes > 0
+    await Trimming(redis, keys).trim(FEED)
+    found_feed = await look_at(redis, keys)
+    assert (found_feed.archive.archived_to, found_feed.archive.trimmed_to) == ("1-9", "1-8")
+    assert (found_feed.log.events, found_feed.log.first, found_feed.lag_events) == (1, "1-9", 0)
+
+
 async def test_every_feed_is_seen_once_whatever_its_shard(redis: Redis, keys: Keys, log: Log) -> None:
     # More than one round in one shard, folded ones and others, and one in each of some others.
     crowded = [name for name in (f"feed-{n}" for n in range(3000)) if Keys.shard_of(name) == 5][: FEEDS_PER_ROUND + 3]
@@ -202,7 +256,10 @@ async def test_an_installation_shows_its_server_its_processes_and_who_holds_whic
     assert (found.server.durability, found.server.problem) == ("fsync", None)
     assert (found.server.aof.enabled, found.server.aof.last_write) == (True, "ok")
     assert (found.server.aof.size_bytes or 0) > 0
-    assert (found.projectors, found.gateways, found.running) == (["projector-1"], ["gateway-1"], True)
+    assert (found.gateways, found.running) == (["gateway-1"], True)
+    [projector] = found.projectors
+    assert (projector.name, projector.fold_version) == ("projector-1", FOLD_VERSION)
+    assert list(projector.read_models) == list(READ_MODELS)
     assert [shard.tag for shard in found.shards] == list(SHARD_TAGS)
     held = [shard for shard in found.shards if shard.holder is not None]
     assert len(held) == SHARDS - 1
@@ -212,7 +269,9 @@ async def test_an_installation_shows_its_server_its_processes_and_who_holds_whic
     assert (found.shards[3].feeds, found.shards[3].dirty_feeds, found.shards[2].dirty_feeds) == (0, 1, 0)
     await project(redis, keys, FEED)
     shard = (await look_around(redis, keys, server)).shards[3]
-    assert (shard.feeds, shard.dirty_feeds) == (1, 0)
+    assert (shard.feeds, shard.dirty_feeds, shard.builds) == (1, 0, 0)
+    await cast("Any", redis.sadd(keys.shard(3).builds, FEED))
+    assert (await look_around(redis, keys, server)).shards[3].builds == 1
 
 
 async def test_looking_writes_nothing(redis: Redis, keys: Keys, log: Log, server: RunningServer) -> None:

@@ -15,10 +15,13 @@ from services.cli.ops.report import (
     LAG_STANDS_SECONDS,
     TOLD_MAX,
     Aof,
+    ArchiveStatus,
+    BuildStatus,
     EpochStatus,
     FeedStatus,
     Installation,
     LogSize,
+    ProjectorStatus,
     Quarantine,
     Report,
     ServerStatus,
@@ -31,12 +34,15 @@ SERVER = ServerStatus(
     problem=None, memory_used_bytes=1, memory_max_bytes=None, aof=AOF,
 )  # fmt: skip
 SHARDS = [
-    ShardStatus(shard=n, tag=str(n), holder="vm:1" if n else None, fence=1, seconds_left=2.0, feeds=1, dirty_feeds=0)
+    ShardStatus(
+        shard=n, tag=str(n), holder="vm:1" if n else None, fence=1, seconds_left=2.0, feeds=1, dirty_feeds=0, builds=0
+    )
     for n in range(16)
 ]
+NO_ARCHIVE = ArchiveStatus(None, None, None, None)
 HEALTHY = Installation(
     release="0.1.0", at="2026-01-01T00:00:10.000Z", running=True, data_dir=None, key_prefix="dl", server=SERVER,
-    projectors=["vm:1"], gateways=[], shards=SHARDS,
+    projectors=[ProjectorStatus("vm:1", 1, ["chronological"])], gateways=[], shards=SHARDS,
 )  # fmt: skip
 
 
@@ -45,9 +51,18 @@ def feed(name: str = "story", *, lag: float = 0.0, open_: int = 0, discarded: in
         "shard": 3, "status": "open", "entries": 2, "head": "1-5", "recorded_at": "2026-01-01T00:00:00.000Z",
         "checkpoint": "1-5", "lag_events": 2 if lag else 0, "lag_seconds": lag, "generation": 1, "fold_version": 1,
         "epoch": EpochStatus(1, None, None, None), "quarantine": Quarantine(open_, discarded),
-        "log": LogSize(5, 100, "1-1"), **more,
+        "log": LogSize(5, 100, "1-1"), "archive": NO_ARCHIVE, "build": None, **more,
     }  # fmt: skip
     return FeedStatus(feed=name, **facts)
+
+
+def build(state: str, **more: Any) -> BuildStatus:
+    facts: dict[str, Any] = {
+        "reason": "rebuild", "by": "ops", "because": None, "generation": 2, "checkpoint": "1-2", "events": 2,
+        "progress": 0.4 if state in ("asked", "building") else None, "requested_at": "2026-01-01T00:00:00.000Z",
+        "started_at": None, "updated_at": None, "detail": None, **more,
+    }  # fmt: skip
+    return BuildStatus(state=state, **facts)
 
 
 def report(*feeds: FeedStatus, limit: int = 30, **more: Any) -> Report:
@@ -74,10 +89,12 @@ def test_worst_comes_first_then_most_recently_active() -> None:
     feeds = [
         feed("quiet"), feed("busy", recorded_at="2026-01-01T00:00:09.000Z"),
         feed("lags", lag=STANDING), feed("lags-longer", lag=STANDING + 9),
-        feed("quarantined", open_=1), feed("discarded", discarded=1), feed("behind-for-a-moment", lag=0.2),
+        feed("quarantined", open_=1),
+        feed("builds", build=build("building")), feed("built", build=build("flipped")),
+        feed("discarded", discarded=1), feed("behind-for-a-moment", lag=0.2),
     ]  # fmt: skip
-    expected = ["lags-longer", "lags", "quarantined", "behind-for-a-moment", "busy", "quiet", "discarded"]
-    assert [one.feed for one in report(*feeds).worst] == expected
+    expected = ["lags-longer", "lags", "quarantined", "builds", "behind-for-a-moment", "busy"]
+    assert [one.feed for one in report(*feeds).worst][:6] == expected
     assert [one.feed for one in report(*reversed(feeds), limit=3).worst] == expected[:3]
     assert report(*feeds, limit=0).worst == []
 
@@ -124,7 +141,8 @@ def test_an_installation_that_needs_somebody_says_why(code: str, says: str, more
     ("code", "says", "one"),
     [
         ("lag", "2 events not folded, the oldest for 11 s; shard 3 is held by vm:1", feed(lag=STANDING)),
-        ("lag", "nobody holds shard 0", feed(lag=STANDING, shard=0)),
+        ("lag", "nobody holds shard 0, though projectors are alive", feed(lag=STANDING, shard=0)),
+        ("build", "the release build failed: its log", feed(build=build("failed", reason="release", detail="its log"))),
         ("quarantine", "3 events in quarantine", feed(open_=3, discarded=1)),
         ("quarantine", "1 event in quarantine", feed(open_=1)),
     ],
@@ -143,6 +161,8 @@ def test_a_feed_that_needs_somebody_says_why(code: str, says: str, one: FeedStat
         (feed(), {}),
         (feed(lag=LAG_STANDS_SECONDS), {}),
         (feed(discarded=2), {}),
+        (feed(build=build("building")), {}),
+        (feed(build=build("flipped")), {}),
         # Whatever it lags, it is folded when the installation is started.
         (feed(lag=STANDING), {"running": False, "projectors": []}),
         (feed(), server(durability="memory", aof=Aof(False, "ok", False, None))),
@@ -172,6 +192,18 @@ def test_the_overview_shows_shards_when_asked_and_nothing_that_steers_a_terminal
     assert text.count("vm:1 ") >= 15
     assert "nobody" in text
     assert "nobody" not in shown(report(feed()))
+
+
+def test_a_build_shows_how_far_it_is_and_an_archive_how_far_it_reaches() -> None:
+    made = report(
+        feed("builds", build=build("building")),
+        feed("kept", archive=ArchiveStatus("file:///a", "1-4", "1-3", 2048)),
+        feed("kept-too", archive=ArchiveStatus("file:///a", "1-5", None, 1024)),
+    )
+    assert (made.totals.building_feeds, made.totals.archived_feeds, made.totals.archive_bytes) == (1, 2, 3072)
+    rows = {line.split()[0]: line for line in shown(made).splitlines() if line}
+    assert " rebuild 40% " in rows["builds"]
+    assert " 1-4  2.0 KiB " in rows["kept"]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 -- One feed as it stands, of one moment: no lag below zero, no half of a flip.
--- KEYS  1 head  2 log  3 active  4 quarantine    ARGV  1 prefix of the generations
+-- KEYS  1 head  2 log  3 active  4 quarantine  5 build  6 archive    ARGV  1 prefix of the generations
 -- Gives {now in ms, head, events in the stream, its bytes, first id in it or false, generation or false,
 --        what is kept of the generation, recorded_at of the oldest event that is not folded or false,
---        events in quarantine, discarded ones of those}, hashes as lists of fields and values
+--        events in quarantine, discarded ones of those, build, archive}, hashes as lists of fields and values
 local head = redis.call('HGETALL', KEYS[1])
 local clock = redis.call('TIME')
 local now = string.format('%.0f', math.floor(tonumber(clock[1]) * 1000 + tonumber(clock[2]) / 1000))
@@ -22,4 +22,4 @@ for _, record in ipairs(redis.call('HVALS', KEYS[4])) do
   if read and type(found) == 'table' and type(found.discarded) == 'table' then discarded = discarded + 1 end
 end
 return {now, head, redis.call('XLEN', KEYS[2]), redis.call('MEMORY', 'USAGE', KEYS[2]) or 0, first and first[1] or false,
-  active, meta, waiting, quarantined, discarded}
+  active, meta, waiting, quarantined, discarded, redis.call('HGETALL', KEYS[5]), redis.call('HGETALL', KEYS[6])}

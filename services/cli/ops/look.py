@@ -5,19 +5,24 @@ Owns the reading. What it means is `report`'s.
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import NamedTuple
 
 from services.cli.ops.report import (
     Aof,
+    ArchiveStatus,
+    BuildStatus,
     EpochStatus,
     FeedStatus,
     Installation,
     LogSize,
+    ProjectorStatus,
     Quarantine,
     ServerStatus,
     ShardStatus,
 )
 from services.cli.ops.server import Server
+from services.projector.builds import parse_build
+from services.projector.release import Release
 from shared.errors import FeedNotFound, Misconfigured
 from shared.instants import instant_of
 from shared.keys import SHARD_TAGS, SHARDS, Keys
@@ -41,7 +46,7 @@ async def installation_of(server: Server) -> Installation:
         data_dir=str(server.data_dir) if server.data_dir is not None else None,
         key_prefix=keys.prefix,
         server=await _server(redis),
-        projectors=sorted(await Members(redis, keys.projectors).alive()),
+        projectors=[_projector(name) for name in sorted(await Members(redis, keys.projectors).alive())],
         gateways=sorted(await Members(redis, keys.gateways).alive()),
         shards=await _shards(redis, keys, now),
     )
@@ -66,6 +71,15 @@ async def feeds_of(redis: Redis, keys: Keys, named: Sequence[str]) -> AsyncItera
 async def _now(redis: Redis) -> int:
     seconds, microseconds = await command(redis, "TIME")
     return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+def _projector(announced: str) -> ProjectorStatus:
+    release = Release.announced(announced)
+    return ProjectorStatus(
+        name=announced.partition(" ")[0],
+        fold_version=release.fold if release else None,
+        read_models=release.models if release else (),
+    )
 
 
 async def _server(redis: Redis) -> ServerStatus:
@@ -104,9 +118,10 @@ async def _shards(redis: Redis, keys: Keys, now: int) -> list[ShardStatus]:
         pipeline.hmget(names.lease, ["owner", "fence", "expires"])
         pipeline.zcard(names.feeds)
         pipeline.scard(names.dirty)
+        pipeline.scard(names.builds)
     answers = iter(await run_pipeline(redis, pipeline))
     found = []
-    for shard, (lease, feeds, dirty) in enumerate(zip(answers, answers, answers, strict=True)):
+    for shard, (lease, feeds, dirty, builds) in enumerate(zip(answers, answers, answers, answers, strict=True)):
         owner, fence, expires = lease
         left = int(expires or 0) - now
         held = bool(owner) and left > 0
@@ -119,6 +134,7 @@ async def _shards(redis: Redis, keys: Keys, now: int) -> list[ShardStatus]:
                 seconds_left=left / 1000 if held else None,
                 feeds=feeds,
                 dirty_feeds=dirty,
+                builds=builds,
             )
         )
     return found
@@ -135,20 +151,37 @@ async def _look_at(redis: Redis, keys: Keys, feeds: Sequence[str]) -> list[FeedS
     pipeline = redis.pipeline(transaction=False)
     for feed in feeds:
         names = keys.feed(feed)
-        _look.queue(pipeline, (names.head, names.log, names.active, names.quarantine), (names.generation,))
+        looked_at = (names.head, names.log, names.active, names.quarantine, names.build, names.archive)
+        _look.queue(pipeline, looked_at, (names.generation,))
     answers = await run_pipeline(redis, pipeline, (_look,))
-    return [_feed(feed, answer) for feed, answer in zip(feeds, answers, strict=True)]
+    return [_feed(feed, _Looked(*answer)) for feed, answer in zip(feeds, answers, strict=True)]
 
 
-def _feed(feed: str, answer: Any) -> FeedStatus | None:
-    now, raw_head, events, memory_bytes, first, generation, raw_meta, waiting, quarantined, discarded = answer
-    head, meta = _fields(raw_head), _fields(raw_meta)
+class _Looked(NamedTuple):
+    """What the script gives."""
+
+    now: bytes
+    head: Sequence[bytes]
+    events: int
+    memory_bytes: int
+    first: bytes | None
+    generation: bytes | None
+    meta: Sequence[bytes]
+    waiting: bytes | None
+    quarantined: int
+    discarded: int
+    build: Sequence[bytes]
+    archive: Sequence[bytes]
+
+
+def _feed(feed: str, found: _Looked) -> FeedStatus | None:
+    head, meta = _fields(found.head), _fields(found.meta)
     if "n" not in head:
         return None
     position = Position(int(head["epoch"]), int(head["n"]))
     checkpoint = Position.parse(meta["checkpoint"]) if "checkpoint" in meta else None
     # An append's stamp may be ahead of a server's clock that was set back.
-    waiting_milliseconds = max(0, int(now) - int(waiting)) if waiting else 0
+    waiting_milliseconds = max(0, int(found.now) - int(found.waiting)) if found.waiting else 0
     return FeedStatus(
         feed=feed,
         shard=Keys.shard_of(feed),
@@ -159,7 +192,7 @@ def _feed(feed: str, answer: Any) -> FeedStatus | None:
         checkpoint=str(checkpoint) if checkpoint else None,
         lag_events=position.n - (checkpoint or ORIGIN).n,
         lag_seconds=waiting_milliseconds / 1000,
-        generation=int(generation) if generation else None,
+        generation=int(found.generation) if found.generation else None,
         fold_version=int(meta["fold"]) if "fold" in meta else None,
         epoch=EpochStatus(
             number=position.epoch,
@@ -167,8 +200,41 @@ def _feed(feed: str, answer: Any) -> FeedStatus | None:
             reason=head.get("raised_reason"),
             because=head.get("raised_because"),
         ),
-        quarantine=Quarantine(open=quarantined - discarded, discarded=discarded),
-        log=LogSize(events=events, memory_bytes=memory_bytes, first=first.decode() if first else None),
+        quarantine=Quarantine(open=found.quarantined - found.discarded, discarded=found.discarded),
+        log=LogSize(
+            events=found.events, memory_bytes=found.memory_bytes, first=found.first.decode() if found.first else None
+        ),
+        archive=_archive(_fields(found.archive)),
+        build=_build(feed, found.build, position),
+    )
+
+
+def _archive(found: Mapping[str, str]) -> ArchiveStatus:
+    return ArchiveStatus(
+        url=found.get("url"),
+        archived_to=found.get("archived_to"),
+        trimmed_to=found.get("trimmed_to"),
+        bytes=int(found["bytes"]) if "bytes" in found else None,
+    )
+
+
+def _build(feed: str, raw: Sequence[bytes], head: Position) -> BuildStatus | None:
+    build = parse_build(feed, dict(zip(raw[::2], raw[1::2], strict=True)))
+    if build is None:
+        return None
+    return BuildStatus(
+        state=build.state,
+        reason=build.reason,
+        by=build.by,
+        because=build.because or None,
+        generation=build.generation,
+        checkpoint=str(build.checkpoint) if build.checkpoint != ORIGIN else None,
+        events=build.events,
+        progress=build.checkpoint.n / head.n if build.under_way else None,
+        requested_at=instant_of(build.requested_at),
+        started_at=instant_of(build.started_at) if build.started_at is not None else None,
+        updated_at=instant_of(build.updated_at) if build.updated_at is not None else None,
+        detail=build.detail or None,
     )
 
 

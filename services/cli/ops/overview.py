@@ -61,9 +61,10 @@ def _summary(report: Report) -> list[str]:
         f"            durability {durability}, memory {used}{most}, {aof}",
         f"processes   {_count(len(found.projectors), 'projector')}, {_count(len(found.gateways), 'gateway')}",
         f"shards      {held.total()} of {len(found.shards)} held{': ' + holders if holders else ''}",
-        f"feeds       {totals.feeds:,} with {totals.entries:,} entries, {events_text(totals.log_events)} in "
-        f"{bytes_text(totals.log_memory_bytes)}; {totals.lagging_feeds:,} lagging, "
-        f"{events_text(totals.quarantined_events)} in quarantine",
+        f"feeds       {totals.feeds:,} with {totals.entries:,} entries; {totals.lagging_feeds:,} lagging, "
+        f"{events_text(totals.quarantined_events)} in quarantine, {totals.building_feeds:,} building",
+        f"logs        {events_text(totals.log_events)} in memory, {bytes_text(totals.log_memory_bytes)}; "
+        f"{totals.archived_feeds:,} feeds archived, {bytes_text(totals.archive_bytes)}",
     ]
 
 
@@ -79,8 +80,8 @@ def _table(*columns: str, right: frozenset[str]) -> Table:
 
 
 def _shard_table(found: Installation) -> Table:
-    right = frozenset({"shard", "fence", "left", "feeds", "dirty"})
-    table = _table("shard", "tag", "holder", "fence", "left", "feeds", "dirty", right=right)
+    right = frozenset({"shard", "fence", "left", "feeds", "dirty", "builds"})
+    table = _table("shard", "tag", "holder", "fence", "left", "feeds", "dirty", "builds", right=right)
     for shard in found.shards:
         left = f"{shard.seconds_left:.1f} s" if shard.seconds_left is not None else ""
         table.add_row(
@@ -91,15 +92,20 @@ def _shard_table(found: Installation) -> Table:
             left,
             f"{shard.feeds:,}",
             f"{shard.dirty_feeds:,}",
+            f"{shard.builds:,}",
         )
     return table
 
 
+_COLUMNS = (
+    *("feed", "status", "entries", "head", "lag", "gen", "quarantine", "build", "memory", "archived to", "archive"),
+    *("last event", "epoch"),
+)
+_RIGHT = frozenset({"entries", "head", "lag", "gen", "memory", "archived to", "archive", "last event"})
+
+
 def _feed_table(feeds: list[FeedStatus], *, at: str) -> Table:
-    right = frozenset({"entries", "head", "lag", "gen", "memory", "last event"})
-    table = _table(
-        "feed", "status", "entries", "head", "lag", "gen", "quarantine", "memory", "last event", "epoch", right=right
-    )
+    table = _table(*_COLUMNS, right=_RIGHT)
     now = datetime.fromisoformat(at)
     for feed in feeds:
         table.add_row(
@@ -110,7 +116,10 @@ def _feed_table(feeds: list[FeedStatus], *, at: str) -> Table:
             _lag(feed),
             str(feed.generation) if feed.generation is not None else "none",
             _quarantine(feed),
+            _build(feed),
             bytes_text(feed.log.memory_bytes),
+            feed.archive.archived_to or "",
+            bytes_text(feed.archive.bytes) if feed.archive.bytes is not None else "",
             f"{seconds_text(max(0.0, (now - datetime.fromisoformat(feed.recorded_at)).total_seconds()))} ago",
             Text(_epoch(feed)),
         )
@@ -128,6 +137,15 @@ def _quarantine(feed: FeedStatus) -> Text:
     parts = [f"{found.open} open"] if found.open else []
     parts += [f"{found.discarded} discarded"] if found.discarded else []
     return Text(", ".join(parts), style="red" if found.open else "dim")
+
+
+def _build(feed: FeedStatus) -> Text:
+    build = feed.build
+    if build is None or build.state == "flipped":
+        return Text("")
+    if build.state == "failed":
+        return Text("failed", style="red")
+    return Text(f"{build.reason} {build.progress or 0:.0%}", style="yellow")
 
 
 def _epoch(feed: FeedStatus) -> str:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from msgspec import Struct
 
-from services.cli.ops.figures import events_text
+from services.cli.ops.figures import events_text, seconds_text
 
 # A projector that dies is followed by another in under 5 s. What is not folded after twice that is not folded by itself.
 LAG_STANDS_SECONDS = 10.0
@@ -44,6 +44,14 @@ class ServerStatus(Struct, frozen=True):
     aof: Aof
 
 
+class ProjectorStatus(Struct, frozen=True):
+    """A projector that is alive, and what its release folds and keeps."""
+
+    name: str
+    fold_version: int | None
+    read_models: Sequence[str]
+
+
 class ShardStatus(Struct, frozen=True):
     """`holder` is null, and `seconds_left` with it, when no projector holds the shard's lease."""
 
@@ -54,6 +62,7 @@ class ShardStatus(Struct, frozen=True):
     seconds_left: float | None
     feeds: int
     dirty_feeds: int
+    builds: int
 
 
 class Quarantine(Struct, frozen=True):
@@ -69,6 +78,39 @@ class LogSize(Struct, frozen=True):
     first: str | None
 
 
+class ArchiveStatus(Struct, frozen=True):
+    """Where the feed's archive is and how far it reaches, all null for a feed that was never archived.
+
+    `trimmed_to` is the last position that stands in the archive alone, `bytes` the size of the archive's segments.
+    """
+
+    url: str | None
+    archived_to: str | None
+    trimmed_to: str | None
+    bytes: int | None
+
+
+class BuildStatus(Struct, frozen=True):
+    """The latest build of a generation; `progress` is from 0 to 1 while it is under way, null before and after."""
+
+    state: str
+    reason: str
+    by: str
+    because: str | None
+    generation: int | None
+    checkpoint: str | None
+    events: int
+    progress: float | None
+    requested_at: str
+    started_at: str | None
+    updated_at: str | None
+    detail: str | None
+
+    @property
+    def under_way(self) -> bool:
+        return self.state in ("asked", "building")
+
+
 class EpochStatus(Struct, frozen=True):
     """The last raise of the epoch; null, all but the number, while the first epoch lasts."""
 
@@ -80,7 +122,7 @@ class EpochStatus(Struct, frozen=True):
 
 class FeedStatus(Struct, frozen=True):
     """`lag_seconds` is the age of the oldest event that is not folded yet. `checkpoint` and what comes of the generation are
-    null before the first commit."""
+    null before the first commit, `build` for a feed that was never rebuilt."""
 
     feed: str
     shard: int
@@ -96,20 +138,34 @@ class FeedStatus(Struct, frozen=True):
     epoch: EpochStatus
     quarantine: Quarantine
     log: LogSize
+    archive: ArchiveStatus
+    build: BuildStatus | None
 
     @property
     def stands(self) -> bool:
         return self.lag_seconds > LAG_STANDS_SECONDS
 
     @property
-    def rank(self) -> tuple[float, bool, bool, str, str]:
-        """Greater is worse: what lags, longest first, then quarantined; then the most recently active."""
+    def building(self) -> bool:
+        return self.build is not None and self.build.under_way
+
+    @property
+    def build_failed(self) -> bool:
+        return self.build is not None and self.build.state == "failed"
+
+    @property
+    def rank(self) -> tuple[float, bool, bool, bool, str, str]:
+        """Greater is worse: what lags, longest first, quarantined, building; then the most recently active."""
         lag = self.lag_seconds if self.stands else 0.0
-        return lag, self.quarantine.open > 0, self.lag_events > 0, self.recorded_at, self.feed
+        build = self.build_failed or self.building
+        return lag, self.quarantine.open > 0, build, self.lag_events > 0, self.recorded_at, self.feed
 
 
 class Trouble(Struct, frozen=True):
-    """One thing that needs a human. `code` is lag, quarantine, projectors or server; `feed` and `shard` where it has one."""
+    """One thing that needs a human. `code` is server, projectors, lag, quarantine or build.
+
+    `feed` and `shard` are null where it is the installation's.
+    """
 
     code: str
     detail: str
@@ -130,6 +186,9 @@ class Totals(Struct):
     quarantined_feeds: int = 0
     quarantined_events: int = 0
     discarded_events: int = 0
+    building_feeds: int = 0
+    archived_feeds: int = 0
+    archive_bytes: int = 0
 
 
 class Installation(Struct, frozen=True):
@@ -141,7 +200,7 @@ class Installation(Struct, frozen=True):
     data_dir: str | None
     key_prefix: str
     server: ServerStatus
-    projectors: Sequence[str]
+    projectors: Sequence[ProjectorStatus]
     gateways: Sequence[str]
     shards: Sequence[ShardStatus]
 
@@ -176,6 +235,9 @@ class Report:
         totals.quarantined_feeds += feed.quarantine.open > 0
         totals.quarantined_events += feed.quarantine.open
         totals.discarded_events += feed.quarantine.discarded
+        totals.building_feeds += feed.building
+        totals.archived_feeds += feed.archive.archived_to is not None
+        totals.archive_bytes += feed.archive.bytes or 0
         for trouble in of_feed(feed, self.installation):
             self._count(trouble)
             if self.trouble_counts[trouble.code] <= TOLD_MAX:
@@ -227,13 +289,22 @@ def of_feed(feed: FeedStatus, installation: Installation) -> Sequence[Trouble]:
     """What needs a human in one feed. A lag of a stopped installation is folded when it is started."""
     troubles = []
     if feed.stands and installation.running:
-        shard = installation.shards[feed.shard]
-        holder = (
-            f"shard {shard.shard} is held by {shard.holder}" if shard.holder else f"nobody holds shard {shard.shard}"
-        )
-        detail = f"{events_text(feed.lag_events)} not folded, the oldest for {feed.lag_seconds:.0f} s; {holder}"
+        waits = f"{events_text(feed.lag_events)} not folded, the oldest for {seconds_text(feed.lag_seconds)}"
+        detail = f"{waits}; {_held(installation, feed.shard)}"
         troubles.append(Trouble("lag", detail, feed.feed, feed.shard))
     if feed.quarantine.open:
         detail = f"{events_text(feed.quarantine.open)} in quarantine, which readers do not get"
         troubles.append(Trouble("quarantine", detail, feed.feed, feed.shard))
+    if feed.build is not None and feed.build_failed:
+        detail = f"the {feed.build.reason} build failed: {feed.build.detail}"
+        troubles.append(Trouble("build", detail, feed.feed, feed.shard))
     return troubles
+
+
+def _held(installation: Installation, number: int) -> str:
+    holder = installation.shards[number].holder
+    if holder is not None:
+        return f"shard {number} is held by {holder}"
+    # What a projector of an older release does with a log that it does not know.
+    refused = ", though projectors are alive: see in their logs why they refuse it" if installation.projectors else ""
+    return f"nobody holds shard {number}{refused}"
