@@ -14,7 +14,7 @@ from typing import TypeVar
 import structlog
 
 from services.gateway.past import Past
-from shared.errors import Corrupted, NewerLog, Unavailable
+from shared.errors import Corrupted, FeedNotFound, NewerLog, Unavailable
 from shared.log import Head, Log
 from shared.ndjson import StreamEntry
 from shared.position import ORIGIN, Position
@@ -112,11 +112,11 @@ class Pasts:
     # Filling
 
     async def _filled(self, feed: str, head: Head) -> _Kept:
-        # A filling that was under way may have begun before this head was.
+        # A filling that was under way may have begun before this head was; the next one has seen it.
         for _ in range(2):
             filling = self._fillings.get(feed)
             if filling is None:
-                filling = asyncio.create_task(self._fill(feed, head))
+                filling = asyncio.create_task(self._fill(feed))
                 self._fillings[feed] = filling
                 filling.add_done_callback(lambda _: self._fillings.pop(feed, None))
             await _result_of(filling)
@@ -133,10 +133,13 @@ class Pasts:
             head=str(head.position),
         )
 
-    async def _fill(self, feed: str, head: Head) -> None:
-        """Fold what is between a feed's past and `head`, within the bounds of one filling."""
+    async def _fill(self, feed: str) -> None:
+        """Fold what is between a feed's past and its head, within the bounds of one filling."""
         try:
             async with redis_errors(f"the past of {feed!r} was not read"):
+                head = await self._log.head(feed)
+                if head is None:
+                    raise FeedNotFound(feed)
                 # A quarantine that changes meanwhile makes another past of it: once more, from the beginning.
                 for _ in range(2):
                     quarantined = frozenset(await self._log.quarantined(feed))

@@ -359,6 +359,31 @@ async def test_one_who_goes_away_does_not_end_the_filling_of_the_others(
 
 
 @on_one_server
+async def test_whoever_asks_while_the_log_grows_is_not_turned_away(
+    newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The filling that one waits for second may be another's, who came earlier and saw less of the log."""
+    await newsroom.story(FEED, 3)
+    began, go_on = asyncio.Event(), asyncio.Event()
+    original = Log.quarantined
+
+    async def held(log: Log, feed: str) -> Any:
+        began.set()
+        await go_on.wait()
+        return await original(log, feed)
+
+    monkeypatch.setattr(Log, "quarantined", held)
+    asking = [asyncio.create_task(past(gateway, "1-2"))]
+    await began.wait()
+    for i in range(3):
+        await newsroom.publish(FEED, f"more{i}")
+        asking.append(asyncio.create_task(past(gateway, f"1-{5 + i}")))
+        await asyncio.sleep(0.05)
+    go_on.set()
+    assert [page["total"] for page in await asyncio.gather(*asking)] == [1, 4, 5, 6]
+
+
+@on_one_server
 async def test_the_least_recently_asked_past_makes_room(
     newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
