@@ -170,12 +170,18 @@ def _meaning(error: ResponseError) -> Exception:
 _PASSING = frozenset({"MISCONF", "BUSY", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN"})
 
 
-async def check_installation(client: Redis, keys: Keys) -> None:
-    """Record the number of shards and the log's format at the first start, and refuse to run beside others."""
+async def check_installation(client: Redis, keys: Keys, *, record: bool = True) -> None:
+    """Record the number of shards and the log's format at the first start, and refuse to run beside others.
+
+    Without `record` nothing is written, and a server that has no installation is refused.
+    """
     expected = {"shards": SHARDS, "log_format": LOG_FORMAT}
-    for field, value in expected.items():
-        await cast("Any", client.hsetnx(keys.installation, field, str(value)))
+    if record:
+        for field, value in expected.items():
+            await cast("Any", client.hsetnx(keys.installation, field, str(value)))
     found = await cast("Any", client.hmget(keys.installation, list(expected)))
+    if not record and found == [None] * len(expected):
+        raise Misconfigured(f"there is no installation under {keys.prefix!r} on this server")
     for (field, value), stored in zip(expected.items(), found, strict=True):
         if stored != str(value).encode():
             raise Misconfigured(

@@ -13,6 +13,7 @@ VERBS = {
     "archive": "services.cli.ops.archive:archive",
     "restore": "services.cli.ops.restore:restore",
     "redact": "services.cli.ops.redact:redact",
+    "verify": "services.cli.ops.verify:verify",
 }
 
 

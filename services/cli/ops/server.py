@@ -78,11 +78,13 @@ class Server:
 
 
 @asynccontextmanager
-async def opened(redis_url: str | None, data_dir: str | None) -> AsyncIterator[Server]:
-    """The installation's server. Raises DatelineError, or what the embedded server raises when it does not start."""
+async def opened(redis_url: str | None, data_dir: str | None, *, read_only: bool = False) -> AsyncIterator[Server]:
+    """The installation's server; `read_only` writes nothing to it, so that it may be a replica.
+
+    Raises DatelineError, or what the embedded server raises when it does not start."""
     config = Config.load(os.environ, {"redis_url": redis_url, "data_dir": data_dir})
     if config.redis_url is not None and data_dir is None:
-        async with _connected(config, config.redis_url, None) as server:
+        async with _connected(config, config.redis_url, None, read_only=read_only) as server:
             yield server
         return
     path = Path(config.data_dir)
@@ -94,14 +96,14 @@ async def opened(redis_url: str | None, data_dir: str | None) -> AsyncIterator[S
         record = ServerRecord.read(path)
         if record is None:
             raise Misconfigured(f"{path} is in use, and its server.json cannot be read") from None
-        async with _connected(config, record.url, path) as server:
+        async with _connected(config, record.url, path, read_only=read_only) as server:
             yield server
         return
     with lock:
         binary = Path(config.server_binary) if config.server_binary else None
         embedded = await EmbeddedServer.start(lock, binary=binary)
         try:
-            async with _connected(config, embedded.url, path, started_here=True) as server:
+            async with _connected(config, embedded.url, path, read_only=read_only, started_here=True) as server:
                 yield server
         finally:
             await embedded.stop()
@@ -109,22 +111,28 @@ async def opened(redis_url: str | None, data_dir: str | None) -> AsyncIterator[S
 
 @asynccontextmanager
 async def _connected(
-    config: Config, url: str, data_dir: Path | None, *, started_here: bool = False
+    config: Config, url: str, data_dir: Path | None, *, read_only: bool, started_here: bool = False
 ) -> AsyncIterator[Server]:
     redis = connect(url)
     server = Server(config, redis, url, data_dir, started_here=started_here)
     try:
-        await check_installation(redis, server.keys)
+        await check_installation(redis, server.keys, record=not read_only)
         yield server
     finally:
         await redis.aclose()
 
 
-def run_verb(redis_url: str | None, data_dir: str | None, verb: Callable[[Server], Coroutine[Any, Any, int]]) -> None:
+def run_verb(
+    redis_url: str | None,
+    data_dir: str | None,
+    verb: Callable[[Server], Coroutine[Any, Any, int]],
+    *,
+    read_only: bool = False,
+) -> None:
     """Run a verb and leave with the exit code that it gives; what it cannot do is one sentence and exit code 1."""
 
     async def run() -> int:
-        async with opened(redis_url, data_dir) as server:
+        async with opened(redis_url, data_dir, read_only=read_only) as server:
             configure_logs(server.config, service="ops")
             return await verb(server)
 
