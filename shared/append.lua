@@ -1,5 +1,5 @@
 -- Appends the events of one command to one feed's log, or changes nothing.
--- KEYS  1 log  2 head  3 entries  4 dirty  5 doorbell  6 touch
+-- KEYS  1 log  2 head  3 entries  4 dirty  5 doorbell  6 touch  7 incarnation  8 witnessed
 -- ARGV  1 feed  2 prefix of the command buckets  3 command id  4 fingerprint  5 attempt
 --       6 opens ("1": the feed must not exist)  7 version guard  8 pins guard ("" where not guarded)
 --       9 change of the live count  10 new status or ""  11 sets version ("1")  12 sets pins ("1")
@@ -7,10 +7,15 @@
 --       then number of events, each: envelope, content
 --       then number of records, each: entry, "<status> <revision>", event's number from 1, fingerprint
 -- Gives {"appended", epoch, last n, recorded_at} | {"known", value} | {"conflict"} | {"stale", what}
+--       | {"unadmitted", server}: this server process may have less history than was acknowledged
 local KEEP_DAYS = 3
 local feed, buckets, command = ARGV[1], ARGV[2], ARGV[3]
 local clock = redis.call('TIME')
 local day = math.floor(tonumber(clock[1]) / 86400)
+
+local info = redis.call('INFO', 'server', 'replication')
+local server = string.match(info, 'run_id:(%x+)') .. ' ' .. string.match(info, 'master_replid:(%x+)')
+if redis.call('HGET', KEYS[7], 'server') ~= server then return {'unadmitted', server} end
 
 -- The same command again: an answer lost on the way, or a client that tries again.
 for back = 0, KEEP_DAYS - 1 do
@@ -24,6 +29,11 @@ end
 
 local head = redis.call('HMGET', KEYS[2], 'epoch', 'n', 'recorded_at', 'version', 'pins')
 local epoch, n = head[1] or '1', tonumber(head[2] or '0')
+if not head[1] then
+  -- Readers may hold positions of a feed of this name that was lost: none of them is one of the new feed.
+  local seen = redis.call('HGET', KEYS[8], feed)
+  if seen then epoch = string.format('%.0f', tonumber(string.match(seen, '^%d+')) + 1) end
+end
 if ARGV[6] == '1' and head[1] then return {'stale', 'feed'} end
 if ARGV[6] ~= '1' and not head[1] then return {'stale', 'feed'} end
 if ARGV[7] ~= '' and ARGV[7] ~= head[4] then return {'stale', 'version'} end

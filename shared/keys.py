@@ -60,8 +60,12 @@ class FeedKeys(NamedTuple):
 
 
 class ShardKeys(NamedTuple):
-    """A shard's keys; `builds` are the feeds whose generations its owner has to build or to remove."""
+    """A shard's keys. `incarnation` is of the server process whose appends are admitted, `witnessed` the highest position of
+    each feed that a process reported when the server was another, `builds` the feeds whose generations its owner has to build
+    or to remove."""
 
+    incarnation: str
+    witnessed: str
     lease: str
     feeds: str
     dirty: str

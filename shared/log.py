@@ -124,6 +124,12 @@ class Conflict(NamedTuple):
     """The command id stands in the log under another fingerprint."""
 
 
+class Unadmitted(NamedTuple):
+    """The server process is not the one that was admitted: `admission` must first decide what it may have lost."""
+
+    server: str
+
+
 class Log:
     """The logs of all feeds of one installation."""
 
@@ -132,7 +138,7 @@ class Log:
         self._keys = keys
         self.archives = Archives(redis, keys)
 
-    async def append(self, feed: str, append: Append) -> Appended | Known | Stale | Conflict:
+    async def append(self, feed: str, append: Append) -> Appended | Known | Stale | Conflict | Unadmitted:
         """Append all events at consecutive positions, or change nothing. Known: an earlier attempt did it.
 
         Safe to send twice: a second arrival of this very call is recognised by its attempt and answered as the first.
@@ -153,9 +159,8 @@ class Log:
         args.append(len(append.records))
         for entry, record in append.records.items():
             args += [entry, f"{record.status} {record.revision}", record.event, record.fingerprint]
-        answer = await _append(
-            self._redis, (keys.log, keys.head, keys.entries, shard.dirty, shard.doorbell, shard.touch), args
-        )
+        on_shard = (shard.dirty, shard.doorbell, shard.touch, shard.incarnation, shard.witnessed)
+        answer = await _append(self._redis, (keys.log, keys.head, keys.entries, *on_shard), args)
         match answer:
             case [b"appended", epoch, n, recorded_at]:
                 return Appended(Position(int(epoch), int(n)), int(recorded_at))
@@ -170,6 +175,8 @@ class Log:
                 return Stale(what.decode())
             case [b"conflict"]:
                 return Conflict()
+            case [b"unadmitted", server]:
+                return Unadmitted(server.decode())
         raise Corrupted(f"the append script answered {answer!r}")
 
     async def look(self, feed: str, *, entries: Sequence[str], pins: bool, command: str | None) -> Looked:

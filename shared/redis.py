@@ -29,6 +29,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shared.config import Config, Durability
 from shared.errors import Corrupted, Misconfigured, Unavailable
+from shared.incarnation import Kept
 from shared.keys import SHARDS, Keys
 
 COMMAND_TIMEOUT_SECONDS = 3.0
@@ -208,16 +209,27 @@ async def check_server(client: Redis, *, durability: Durability) -> Durability:
     if int(version.partition(".")[0]) < oldest:
         raise Misconfigured(f"{name} {version} is too old: Redis from 7.0 and Valkey from 8 are supported")
     found = await _settings(client, "maxmemory", "maxmemory-policy", *_FSYNC)
+    kept, short = _kept(found)
     if found.get("maxmemory-policy", "noeviction") != "noeviction" and found.get("maxmemory", "0") != "0":
         raise Misconfigured("the server may evict keys; set maxmemory-policy noeviction")
-    short = [f"{setting} is {found.get(setting)}" for setting, value in _FSYNC.items() if found.get(setting) != value]
     if durability == "fsync" and short:
         needed = ", ".join(f"`{setting} {value}`" for setting, value in _FSYNC.items())
         raise Misconfigured(
             f"durability fsync needs a server with {needed}, and on this one {', '.join(short)}; set that, or set "
             "DATELINE_DURABILITY=memory to acknowledge what is only in the server's memory"
         )
-    return "memory" if short else "fsync"
+    return kept
+
+
+async def durability_kept(client: Redis) -> Kept:
+    """What the server keeps of every write that it answers."""
+    return _kept(await _settings(client, *_FSYNC))[0]
+
+
+def _kept(found: Mapping[str, str]) -> tuple[Kept, list[str]]:
+    """The durability, and which settings are short of fsync."""
+    short = [f"{setting} is {found.get(setting)}" for setting, value in _FSYNC.items() if found.get(setting) != value]
+    return ("memory" if short else "fsync"), short
 
 
 # With no-appendfsync-on-rewrite, `always` is not always: nothing is synced while the AOF is rewritten.
@@ -248,6 +260,7 @@ __all__ = [
     "command",
     "connect",
     "connect_for_blocking",
+    "durability_kept",
     "needed_url",
     "redis_errors",
     "run_pipeline",

@@ -83,6 +83,7 @@ async def installation(config: Config, *, data_dir: Path) -> AsyncIterator[Insta
         async def parts() -> None:
             async with asyncio.TaskGroup() as group:
                 behind = [group.create_task(_keep_projector(config)), group.create_task(gateway.run())]
+                behind.append(group.create_task(writer.run()))
                 if server is not None:
                     behind.append(group.create_task(_watch(server)))
                 try:

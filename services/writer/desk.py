@@ -16,6 +16,7 @@ import uuid_utils
 
 from services.writer.commands import Command, OpenFeed, PinEntry, PublishEntry, ReviseFeed
 from services.writer.decide import Plan, State, evolve, plan
+from shared.admission import Admission
 from shared.documents import Document, Entry, Feed
 from shared.errors import (
     BodyTooLarge,
@@ -57,10 +58,12 @@ from shared.log import (
     NewRecord,
     RecordStatus,
     Stale,
+    Unadmitted,
 )
 from shared.metrics import Metrics
 from shared.position import Position
 from shared.redis import UNREACHABLE, redis_errors
+from shared.witness import Witness
 
 log = structlog.get_logger()
 
@@ -68,6 +71,8 @@ log = structlog.get_logger()
 ATTEMPTS_MAX = 50
 BACKOFF_SECONDS_MAX = 0.02
 BACKOFF_ROUNDS_MAX = 10
+# An admission waits for witnesses; a server that may have lost history should not turn every desk away.
+ADMISSION_SECONDS_MAX = 5.0
 # How many feeds' heads are remembered, to publish into them without a look.
 HEADS_MAX = 4_096
 # What waits at the door does not wait for connections, and a crowd is told so instead of running into timeouts.
@@ -100,10 +105,12 @@ class Outcome(NamedTuple):
 
 
 class Desk:
-    """Carries out requests against the logs of one installation."""
+    """Carries out requests against the logs of one installation; `witness` remembers what was acknowledged."""
 
-    def __init__(self, log: Log, metrics: Metrics) -> None:
+    def __init__(self, log: Log, admission: Admission, witness: Witness, metrics: Metrics) -> None:
         self._log = log
+        self._admission = admission
+        self._witness = witness
         self._metrics = metrics
         self._door = asyncio.Semaphore(AT_ONCE_MAX)
         self._catch_ups = asyncio.Semaphore(CATCH_UPS_AT_ONCE_MAX)
@@ -145,16 +152,36 @@ class Desk:
             match await self._append(request.feed, append):
                 case Appended(last, recorded_at):
                     self._metrics.appended.inc(len(append.events))
+                    self._witness.saw(request.feed, last)
                     return _outcome(state, request, decided, position=last, recorded_at=recorded_at)
                 case Known() as known:
                     async with redis_errors("the request stands in the log"):
                         return await self._replay(request, known)
                 case Conflict():
                     raise IdempotencyKeyReused("the idempotency key came with another request before")
+                case Unadmitted(server):
+                    log.warning("server_not_admitted", feed=request.feed, server=server)
+                    await self._admitted()
                 case Stale(what):
                     log.debug("decided_again", feed=request.feed, stale=what)
                     await asyncio.sleep(random.uniform(0, BACKOFF_SECONDS_MAX * min(attempt + 1, BACKOFF_ROUNDS_MAX)))
         raise Unavailable("too many desks change the same things at the same moment; nothing was appended")
+
+    def forget(self) -> None:
+        """Drop what was remembered of another server process."""
+        self._heads.clear()
+
+    async def _admitted(self) -> None:
+        """Wait until the server process that answers now takes appends."""
+        self.forget()
+        try:
+            async with asyncio.timeout(ADMISSION_SECONDS_MAX), redis_errors("nothing was appended"):
+                await self._admission.admit()
+        except TimeoutError:
+            raise Unavailable(
+                "the log's server is another process than before, and it is not sure yet that it has all history; "
+                "nothing was appended"
+            ) from None
 
     def _remembered(self, request: Request) -> Looked | None:
         """What a look would show for publications of new entries, which rest on the feed's head alone.
@@ -184,7 +211,7 @@ class Desk:
             if len(self._heads) > HEADS_MAX:
                 del self._heads[next(iter(self._heads))]
 
-    async def _append(self, feed: str, append: Append) -> Appended | Known | Stale | Conflict:
+    async def _append(self, feed: str, append: Append) -> Appended | Known | Stale | Conflict | Unadmitted:
         try:
             return await self._log.append(feed, append)
         except UNREACHABLE as error:

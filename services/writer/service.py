@@ -9,6 +9,7 @@ from aiohttp import web
 
 from services.writer.app import routes
 from services.writer.desk import Desk
+from shared.admission import Admission
 from shared.config import Config
 from shared.errors import Misconfigured, Unavailable
 from shared.http import Check, application
@@ -18,12 +19,13 @@ from shared.log import Log
 from shared.metrics import Metrics
 from shared.redis import UNREACHABLE, check_installation, check_server, connect, needed_url
 from shared.tokens import Tokens
+from shared.witness import Witness
 
 log = structlog.get_logger()
 
 
 class Writer:
-    """One writer: routes and readiness checks for an application, and how it drains."""
+    """One writer: routes and readiness checks for an application, and work to run beside it."""
 
     def __init__(self, config: Config, metrics: Metrics) -> None:
         if not config.ops_token:
@@ -32,7 +34,9 @@ class Writer:
         self._promised = config.durability
         self._kept = config.durability
         self._redis = connect(needed_url(config))
-        desk = Desk(Log(self._redis, self._keys), metrics)
+        self._admission = Admission(self._redis, self._keys)
+        self.witness = Witness(self._redis, self._keys, on_restart=lambda: desk.forget())
+        desk = Desk(Log(self._redis, self._keys), self._admission, self.witness, metrics)
         self.routes: list[web.RouteDef] = routes(desk, tokens=Tokens(config.ops_token), durability=lambda: self._kept)
         self.checks: Mapping[str, Check] = {"writer": self._check}
 
@@ -40,6 +44,13 @@ class Writer:
         """Refuse a server that cannot keep what this writer promises; waits for one that is not there yet."""
         self._kept = await check_server(self._redis, durability=self._promised)
         await check_installation(self._redis, self._keys)
+        await self._admission.admit()
+        await self.witness.check()
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.witness.watch())
+            group.create_task(self._admission.watch())
 
     async def close(self) -> None:
         await self._redis.aclose()
@@ -67,6 +78,7 @@ async def run(config: Config, stop: asyncio.Event) -> None:
 
         await run_until(
             stop,
+            writer.run(),
             listen(
                 app,
                 host=config.listen_host,

@@ -26,6 +26,7 @@ from services.writer.commands import (
 )
 from services.writer.desk import Desk, Outcome, Request
 from shared import log as log_module
+from shared.admission import Admission
 from shared.documents import Document, Entry, Feed, FeedStatus, TextBlock, render
 from shared.errors import CannotFold
 from shared.events import (
@@ -49,6 +50,7 @@ from shared.ndjson import StreamEntry
 from shared.position import ORIGIN, Position
 from shared.read_models import READ_MODELS, members
 from shared.redis import Redis, Script, command
+from shared.witness import Witness
 
 APPEND = Script(log_module.__file__, "append.lua")
 LOOK = Script(log_module.__file__, "load.lua", read_only=True)
@@ -120,8 +122,8 @@ def request(feed: str, *commands: Command, key: str | None = None, by: str = "sp
     return Request(feed, commands, batch, by, "request-1", key, fingerprint(feed, wording))
 
 
-def desk_of(redis: Redis, keys: Keys) -> Desk:
-    return Desk(Log(redis, keys), Metrics())
+def desk_of(redis: Redis, keys: Keys, *, log: Log | None = None) -> Desk:
+    return Desk(log or Log(redis, keys), Admission(redis, keys), Witness(redis, keys), Metrics())
 
 
 async def carry_out(desk: Desk, feed: str, *commands: Command, **more: Any) -> Outcome:

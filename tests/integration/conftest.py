@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.cli.embedded import DataDir, EmbeddedServer, server_binary
+from shared.admission import Admission
 from shared.keys import Keys
 from shared.redis import Redis, connect
 
@@ -36,12 +37,15 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def keys() -> Keys:
-    return Keys("t" + secrets.token_hex(6))
-
-
-@pytest.fixture
 async def redis(server: RunningServer) -> AsyncIterator[Redis]:
     client = connect(server.url)
     yield client
     await client.aclose()
+
+
+@pytest.fixture
+async def keys(redis: Redis) -> Keys:
+    """Keys of the test's own, under which the server is admitted."""
+    keys = Keys("t" + secrets.token_hex(6))
+    await Admission(redis, keys).admit()
+    return keys

@@ -26,17 +26,17 @@ from services.gateway.reads import Reads
 from services.gateway.service import Gateway
 from services.projector.commit import Commits, prepare
 from services.writer.commands import Command, MarkKeyEvent, PinEntry, RetractEntry, UnmarkKeyEvent, UnpinEntry
-from services.writer.desk import Desk, Outcome, Request
+from services.writer.desk import Outcome, Request
 from services.writer.requests import Parser
 from services.writer.service import Writer
 from shared.config import Config
 from shared.http import application
 from shared.keys import Keys
 from shared.lifecycle import listen, run_until
-from shared.log import Log
 from shared.metrics import Metrics
 from shared.position import Position
 from shared.redis import Redis
+from tests.integration.builders import desk_of
 
 TOKEN = "a-token-for-tests"
 SIGNED = {"Authorization": f"Bearer {TOKEN}"}
@@ -70,7 +70,7 @@ class Newsroom:
     def __init__(self, redis: Redis, keys: Keys) -> None:
         self.redis = redis
         self.keys = keys
-        self._desk = Desk(Log(redis, keys), Metrics())
+        self._desk = desk_of(redis, keys)
         self._commits = Commits(redis, keys)
         self._parser = Parser(
             now_milliseconds=lambda: time.time_ns() // 1_000_000, new_entry_id=lambda: str(uuid_utils.uuid7())

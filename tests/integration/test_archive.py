@@ -11,6 +11,7 @@ import pytest
 from shared import archiving as archiving_module
 from shared import segments
 from shared import trimming as trimming_module
+from shared.admission import Admission
 from shared.archive import Archive
 from shared.archiving import Archiving
 from shared.errors import Corrupted, Unavailable
@@ -70,6 +71,7 @@ def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def feed_of(redis: Redis, keys: Keys, events: int, *, feed: str = FEED) -> Log:
+    await Admission(redis, keys).admit()
     log = Log(redis, keys)
     await open_feed(log, feed)
     await more(log, 1, events, feed=feed)

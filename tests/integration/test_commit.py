@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.projector.commit import BYTES_PER_COMMIT_MAX, EVENTS_PER_COMMIT_MAX, Commits, Frame, prepare
+from shared.admission import Admission
 from shared.documents import parse_document, parse_feed
 from shared.errors import Corrupted, NewerLog
 from shared.events import (
@@ -709,6 +710,7 @@ async def test_a_generation_equals_the_fold_of_its_log_at_every_checkpoint_whate
     redis: Redis, keys: Keys, steps: list[Op], opens: int, batches: list[int]
 ) -> None:
     fresh = Keys(f"{keys.prefix}-{secrets.token_hex(4)}")
+    await Admission(redis, fresh).admit()
     log = Log(redis, fresh)
     assert isinstance(await log.append(FEED, opening_with(steps, opens=opens > 0)), Appended)
     entries = await log_entries(redis, fresh, FEED)

@@ -43,8 +43,8 @@ from shared.log import (
     Log,
     Looked,
     Stale,
+    Unadmitted,
 )
-from shared.metrics import Metrics
 from shared.position import Position
 from shared.redis import Redis
 from tests.integration.builders import (
@@ -157,7 +157,7 @@ class Meeting:
             desk = desk_of(self.redis, self.keys)
             outcomes.append(await carry_out(desk, FEED, first, key=key_of_first, by=by_of_first))
 
-        desk = Desk(Meanwhile(self.redis, self.keys, act), Metrics())
+        desk = desk_of(self.redis, self.keys, log=Meanwhile(self.redis, self.keys, act))
         try:
             answer: Any = await carry_out(desk, FEED, late, **of_late)
         except Exception as error:
@@ -237,10 +237,11 @@ async def test_what_does_not_exist_is_not_found(newsroom: Newsroom) -> None:
 
 
 async def test_a_feed_that_does_not_exist_is_not_found_and_leaves_no_key(redis: Redis, keys: Keys, desk: Desk) -> None:
+    before = await dump(redis, keys)
     for command in (publishing("e1"), retracting("e1"), pinning("e1"), revising(title="Replay")):
         with pytest.raises(FeedNotFound):
             await carry_out(desk, FEED, command, key="k")
-    assert await dump(redis, keys) == {}
+    assert await dump(redis, keys) == before
 
 
 async def test_ten_entries_are_pinned_and_an_eleventh_is_refused(newsroom: Newsroom) -> None:
@@ -526,14 +527,14 @@ async def test_a_desk_that_never_gets_its_turn_gives_up_and_appends_nothing(
     class Busy(Log):
         turns = 0
 
-        async def append(self, feed: str, append: Append) -> Appended | Known | Stale | Conflict:
+        async def append(self, feed: str, append: Append) -> Appended | Known | Stale | Conflict | Unadmitted:
             self.turns += 1
             return Stale("e1")
 
     busy = Busy(redis, keys)
     before = await dump(redis, keys)
     with pytest.raises(Unavailable, match="nothing was appended"):
-        await carry_out(Desk(busy, Metrics()), FEED, correcting("e1", 1, headline="Goal"))
+        await carry_out(desk_of(redis, keys, log=busy), FEED, correcting("e1", 1, headline="Goal"))
     assert busy.turns == ATTEMPTS_MAX
     assert await dump(redis, keys) == before
 
@@ -556,7 +557,7 @@ async def test_a_crowd_at_the_door_is_told_so_and_the_door_opens_again(
             await let_go.wait()
             return await super().look(feed, entries=entries, pins=pins, command=command)
 
-    desk = Desk(Slow(redis, keys), Metrics())
+    desk = desk_of(redis, keys, log=Slow(redis, keys))
     slow = [asyncio.create_task(carry_out(desk, FEED, publishing(f"slow-{i}"))) for i in range(2)]
     await inside.wait()
     before = await dump(redis, keys)
@@ -709,13 +710,13 @@ async def test_requests_without_a_key_are_each_carried_out(redis: Redis, keys: K
 class Damaging(Log):
     """A log whose events do not match their digests: no fold can apply them."""
 
-    async def append(self, feed: str, append: Append) -> Appended | Known | Stale | Conflict:
+    async def append(self, feed: str, append: Append) -> Appended | Known | Stale | Conflict | Unadmitted:
         damaged = [Encoded(event.envelope, event.content + b" ") for event in append.events]
         return await super().append(feed, msgspec.structs.replace(append, events=damaged))
 
 
 def damaging_desk(redis: Redis, keys: Keys) -> Desk:
-    return Desk(Damaging(redis, keys), Metrics())
+    return desk_of(redis, keys, log=Damaging(redis, keys))
 
 
 WRITES_TO_E1: Sequence[Command] = (

@@ -19,6 +19,7 @@ from services.cli.embedded import DataDir, EmbeddedServer, server_binary
 from services.projector import worker as worker_module
 from services.projector.shard import FEEDS_PER_ROUND_MAX
 from services.projector.worker import Projector
+from shared.admission import Admission
 from shared.errors import Corrupted, OutcomeUnknown
 from shared.events import Encoded, EntryPinned
 from shared.keys import SHARDS, Keys
@@ -574,6 +575,7 @@ async def test_a_server_that_restarts_is_outlived(
         redis = connect(running.url)
         try:
             log = Log(redis, keys)
+            await Admission(redis, keys).admit()
             await a_feed(log)
             async with projecting(running.url, keys) as projector:
                 await projected(redis, keys)
@@ -581,7 +583,8 @@ async def test_a_server_that_restarts_is_outlived(
                     await running.stop()
                     await eventually(lambda: any(line["event"] == "leases_not_renewed" for line in logs))
                     running = await EmbeddedServer.start(data_dir, binary=binary)
-                await log.append(FEED, appending_entry("after-the-restart"))
+                await Admission(redis, keys).admit(alone=True)
+                assert isinstance(await log.append(FEED, appending_entry("after-the-restart")), Appended)
                 # The new process knows none of the scripts.
                 await projected(redis, keys)
                 await eventually(lambda: len(projector.shards) == SHARDS)
@@ -616,6 +619,7 @@ async def test_a_server_that_refuses_writes_for_a_while_is_outlived(
         try:
             log = Log(redis, keys)
             desk = desk_of(redis, keys)
+            await Admission(redis, keys).admit()
             await a_feed(log)
             async with projecting(url, keys):
                 await projected(redis, keys)

@@ -9,7 +9,12 @@ from collections.abc import Mapping, Sequence
 INTEGRATION = "tests/integration"
 
 TESTS: Mapping[str, Sequence[str]] = {
-    "append.lua": ("test_append", "test_desk", "test_lost_replies"),
+    "append.lua": ("test_append", "test_desk", "test_epochs", "test_lost_replies"),
+    "raise.lua": ("test_epochs",),
+    "admit.lua": ("test_epochs",),
+    "standing.lua": ("test_epochs",),
+    "report.lua": ("test_epochs",),
+    "server.lua": ("test_epochs",),
     "load.lua": ("test_load", "test_desk"),
     "lease.lua": ("test_lease", "test_projector"),
     "members.lua": ("test_lease", "test_projector"),

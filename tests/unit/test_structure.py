@@ -13,6 +13,7 @@ VOCABULARY = {
     "events",
     "fingerprints",
     "fold",
+    "incarnation",
     "instants",
     "ndjson",
     "position",
@@ -23,9 +24,11 @@ VOCABULARY = {
     "write_side",
 }
 EDGES = {
+    "admission",
     "archive",
     "archiving",
     "config",
+    "epochs",
     "http",
     "keys",
     "lifecycle",
@@ -40,6 +43,7 @@ EDGES = {
     "restoring",
     "tokens",
     "trimming",
+    "witness",
 }
 FLOORS = ("writer", "projector", "gateway")
 

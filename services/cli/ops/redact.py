@@ -18,6 +18,7 @@ from services.cli.ops.receipt import Place, Receipt
 from services.cli.ops.server import Server, run_verb, server_options
 from services.projector.retired import only_active_generation
 from services.writer.redaction import Redactions
+from shared.admission import Admission
 from shared.errors import Corrupted, Unavailable
 from shared.keys import Keys
 from shared.log import Log
@@ -67,6 +68,7 @@ def redact(
 async def carry_out(server: Server, feed: str, entry: str, *, reason: str, by: str) -> Receipt:
     """Redact the entry, or clear what an earlier redaction of it left; EntryNotFound for an entry that never was."""
     redactions = Redactions(server.redis, server.keys, Log(server.redis, server.keys))
+    await Admission(server.redis, server.keys).admit()
     async with server.projecting():
         redacted, traces = await redactions.append(feed, entry, reason=reason, by=by)
         log.info("entry_redacted", feed=feed, entry=entry, position=str(redacted.position), by=redacted.by)
