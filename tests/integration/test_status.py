@@ -29,6 +29,7 @@ from tests.integration.builders import (
     damaged,
     dump,
     feed_in_shard,
+    log_entries,
     open_feed,
     project,
     published,
@@ -158,6 +159,26 @@ async def test_quarantined_events_are_open_until_somebody_discards_them(redis: R
     await cast("Any", redis.hset(quarantine, "1-2", msgspec.json.encode(record)))
     found = await look_at(redis, keys)
     assert (found.quarantine.open, found.quarantine.discarded) == (1, 1)
+
+
+async def test_a_feed_whose_data_is_damaged_can_be_looked_at(redis: Redis, keys: Keys, log: Log) -> None:
+    await open_feed(log, FEED)
+    await project(redis, keys, FEED)
+    for number, record in enumerate((b"", b"1", b'"text"', b'{"discarded":null}')):
+        await cast("Any", redis.hset(keys.feed(FEED).quarantine, f"1-{number}", record))
+    await command(redis, "DEL", keys.feed(FEED).log)
+    found = await look_at(redis, keys)
+    assert (found.log.events, found.log.memory_bytes, found.log.first) == (0, 0, None)
+    assert (found.quarantine.open, found.quarantine.discarded) == (4, 0)
+
+
+async def test_the_fields_of_an_event_may_stand_in_any_order(redis: Redis, keys: Keys, log: Log) -> None:
+    await open_feed(log, FEED)
+    [entry] = await log_entries(redis, keys, FEED)
+    await command(redis, "DEL", keys.feed(FEED).log)
+    old = {b"recorded_at": b"1000", b"envelope": entry.fields[b"envelope"], b"content": b"9"}
+    await command(redis, "XADD", keys.feed(FEED).log, entry.id, *(part for pair in old.items() for part in pair))
+    assert (await look_at(redis, keys)).lag_seconds > 1_000_000_000
 
 
 async def test_a_raised_epoch_shows_when_and_why(redis: Redis, keys: Keys, log: Log) -> None:

@@ -17,9 +17,10 @@ for i = 1, oldest and #oldest[2] or 0, 2 do
 end
 local quarantined, discarded = 0, 0
 for _, record in ipairs(redis.call('HVALS', KEYS[4])) do
-  local read, found = pcall(cjson.decode, record)
+  local _, found = pcall(cjson.decode, record)
   quarantined = quarantined + 1
-  if read and type(found) == 'table' and type(found.discarded) == 'table' then discarded = discarded + 1 end
+  if type(found) == 'table' and type(found.discarded) == 'table' then discarded = discarded + 1 end
 end
-return {now, head, redis.call('XLEN', KEYS[2]), redis.call('MEMORY', 'USAGE', KEYS[2]) or 0, first and first[1] or false,
+-- A list ends for redis at the first nil: a log that is not there has no size.
+return {now, head, redis.call('XLEN', KEYS[2]), redis.call('MEMORY', 'USAGE', KEYS[2]) or 0, (first or {false})[1],
   active, meta, waiting, quarantined, discarded, redis.call('HGETALL', KEYS[5]), redis.call('HGETALL', KEYS[6])}
