@@ -93,8 +93,12 @@ class Keys:
         base = self._base(shard)
         return ShardKeys(*(base + name for name in ShardKeys._fields))
 
+    def prefix_of_feeds(self, shard: int) -> str:
+        """What the keys of every feed of a shard begin with; the feed's id follows, and a colon."""
+        return self._base(shard) + "f:"
+
     def feed(self, feed: str) -> FeedKeys:
-        base = f"{self._base(self.shard_of(feed))}f:{feed}:"
+        base = f"{self.prefix_of_feeds(self.shard_of(feed))}{feed}:"
         return FeedKeys(
             log=base + "log",
             log_rewrite=base + "log-rewrite",

@@ -15,6 +15,12 @@ class Metrics:
         self.folded = Counter("dateline_events_folded", "Events committed to read models", registry=self.registry)
         self.quarantined = Counter("dateline_events_quarantined", "Events set aside", registry=self.registry)
         self.shards = Gauge("dateline_shards_owned", "Shards whose lease this projector holds", registry=self.registry)
+        # Of the shards that this projector holds, as of a few seconds ago: what a nightly alarm asks for.
+        self.lag_events = Gauge("dateline_lag_events", "Events not folded yet", registry=self.registry)
+        self.lag_seconds = Gauge("dateline_lag_seconds", "Age of the oldest event not folded", registry=self.registry)
+        self.quarantined_open = Gauge(
+            "dateline_events_in_quarantine", "Events in quarantine that nobody discarded", registry=self.registry
+        )
         self.readers = Gauge("dateline_readers", "Connected SSE readers", registry=self.registry)
         self.deliveries = Counter("dateline_deliveries", "Frames given to readers' sockets", registry=self.registry)
         self.catch_ups = Counter(

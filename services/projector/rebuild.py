@@ -129,7 +129,7 @@ class Rebuilds:
     async def outdated(self, shard: int, *, start: int) -> tuple[int, list[str]]:
         """Looks at some feeds of a shard from rank `start` on: how many, and those that an older release folded."""
         feeds_key = self._keys.shard(shard).feeds
-        args = (feeds_key.removesuffix("feeds") + "f:", start, FEEDS_PER_LOOK_MAX, Release.this().fold)
+        args = (self._keys.prefix_of_feeds(shard), start, FEEDS_PER_LOOK_MAX, Release.this().fold)
         looked_at, feeds = await _outdated(self._redis, (feeds_key,), args)
         return looked_at, [feed.decode() for feed in feeds]
 

@@ -11,6 +11,7 @@ import structlog
 
 from services.projector.builder import Builder
 from services.projector.commit import Commit, Commits, Pending, prepare
+from services.projector.gauges import Gauges
 from services.projector.lease import RENEW_SECONDS, Leases
 from services.projector.shard import Shard
 from shared.errors import NewerLog, Unavailable
@@ -39,6 +40,7 @@ class Projector:
         self._commits = Commits(redis, keys)
         self._shards: dict[int, Shard] = {}
         self._builder = Builder(redis, keys, self._leases, self._shards, self._refuse)
+        self._gauges = Gauges(redis, keys, metrics, self._shards)
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._refused: dict[int, float] = {}
         self._cursors: dict[int, str] = {}
@@ -49,6 +51,7 @@ class Projector:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._keep_leases(group))
                 group.create_task(self._hear_doorbells())
+                group.create_task(self._gauges.run())
                 group.create_task(self._builder.run())
         finally:
             try:

@@ -25,6 +25,8 @@ TESTS: Mapping[str, Sequence[str]] = {
     "document.lua": ("test_reads", "test_reading_guards", "test_waiting"),
     "feeds.lua": ("test_listing", "test_reading_guards"),
     "look.lua": ("test_status",),
+    "lagging.lua": ("test_gauges",),
+    "quarantined.lua": ("test_gauges",),
     "archived.lua": ("test_archive",),
     "trim.lua": ("test_archive",),
     "restore.lua": ("test_restoring",),

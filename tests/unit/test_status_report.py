@@ -39,6 +39,7 @@ SHARDS = [
     )
     for n in range(16)
 ]
+UNHELD = [msgspec.structs.replace(shard, holder=None, seconds_left=None) for shard in SHARDS]
 NO_ARCHIVE = ArchiveStatus(None, None, None, None)
 HEALTHY = Installation(
     release="0.1.0", at="2026-01-01T00:00:10.000Z", running=True, data_dir=None, key_prefix="dl", server=SERVER,
@@ -122,7 +123,8 @@ def test_what_is_kept_are_the_worst_and_what_is_summed_are_all(rows: list[tuple[
 @pytest.mark.parametrize(
     ("code", "says", "more"),
     [
-        ("projectors", "no projector is alive", {"projectors": []}),
+        ("projectors", "no projector is alive", {"projectors": [], "shards": UNHELD}),
+        ("projectors", "every projector that is alive refuses", {"projectors": []}),
         ("server", "may evict keys", server(problem="the server may evict keys", durability=None)),
         ("server", "append-only file failed", server(aof=msgspec.structs.replace(AOF, last_write="err"))),
         ("server", "95% of the server's memory", server(memory_used_bytes=95, memory_max_bytes=100)),

@@ -39,6 +39,11 @@ async def installation_of(server: Server) -> Installation:
     """Server, processes and shards. Of the feeds nothing but their numbers."""
     redis, keys = server.redis, server.keys
     now = await _now(redis)
+    # A server that was started for this look still knows the processes that were killed with its last one.
+    alive = [
+        [] if server.started_here else sorted(await Members(redis, key).alive())
+        for key in (keys.projectors, keys.gateways)
+    ]
     return Installation(
         release=version("dateline"),
         at=instant_of(now),
@@ -46,8 +51,8 @@ async def installation_of(server: Server) -> Installation:
         data_dir=str(server.data_dir) if server.data_dir is not None else None,
         key_prefix=keys.prefix,
         server=await _server(redis),
-        projectors=[_projector(name) for name in sorted(await Members(redis, keys.projectors).alive())],
-        gateways=sorted(await Members(redis, keys.gateways).alive()),
+        projectors=[_projector(name) for name in alive[0]],
+        gateways=alive[1],
         shards=await _shards(redis, keys, now),
     )
 

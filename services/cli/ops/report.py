@@ -279,9 +279,12 @@ def of_installation(found: Installation) -> Sequence[Trouble]:
         share = server.memory_used_bytes / server.memory_max_bytes
         troubles.append(Trouble("server", f"{share:.0%} of the server's memory is used: archive and trim, or add some"))
     if found.running and not found.projectors:
-        troubles.append(
-            Trouble("projectors", "no projector is alive: what is written does not reach readers until one is started")
-        )
+        detail = "no projector is alive: what is written does not reach readers until one is started"
+        if any(shard.holder is not None for shard in found.shards):
+            detail = (
+                "every projector that is alive refuses some shards, see why in its log: what is written there waits"
+            )
+        troubles.append(Trouble("projectors", detail))
     return troubles
 
 
