@@ -95,6 +95,15 @@ class EventQuarantined(Refused):
     code = "event-quarantined"
 
 
+class NotQuarantined(NotFound):
+    """An operator named an event that is not in quarantine."""
+
+    code = "not-quarantined"
+
+    def __init__(self, feed: str, position: str) -> None:
+        super().__init__(f"The feed {feed!r} has no event at {position} in quarantine.", feed=feed, position=position)
+
+
 class EntryRetracted(Refused):
     code = "entry-retracted"
 

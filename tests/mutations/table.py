@@ -48,6 +48,7 @@ TESTS: Mapping[str, Sequence[str]] = {
     "flip.lua": ("test_rebuild", "test_builder"),
     "outdated.lua": ("test_builder",),
     "rest.lua": ("test_rebuild",),
+    "discard.lua": ("test_quarantine",),
     "retire.lua": ("test_rebuild",),
     "survey.lua": ("test_rebuild", "test_builder"),
 }

@@ -12,6 +12,8 @@ VERBS = {
     "replay": "services.cli.ops.replay:replay",
     "archive": "services.cli.ops.archive:archive",
     "restore": "services.cli.ops.restore:restore",
+    "rebuild": "services.cli.ops.rebuild:rebuild",
+    "quarantine": "services.cli.ops.quarantine:quarantine",
     "redact": "services.cli.ops.redact:redact",
     "verify": "services.cli.ops.verify:verify",
 }

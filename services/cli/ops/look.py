@@ -73,6 +73,11 @@ async def feeds_of(redis: Redis, keys: Keys, named: Sequence[str]) -> AsyncItera
                     yield found
 
 
+async def known_feeds(redis: Redis, keys: Keys) -> list[str]:
+    """The id of every feed, shard by shard."""
+    return [feed for shard in range(SHARDS) for feed in await _names(redis, keys, shard)]
+
+
 async def _now(redis: Redis) -> int:
     seconds, microseconds = await command(redis, "TIME")
     return int(seconds) * 1000 + int(microseconds) // 1000

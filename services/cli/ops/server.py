@@ -5,6 +5,7 @@ stopped again after it.
 """
 
 import asyncio
+import getpass
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -56,10 +57,14 @@ class Server:
         self.keys = Keys(config.key_prefix)
 
     @asynccontextmanager
-    async def projecting(self) -> AsyncIterator[None]:
-        """See to it that somebody projects: on a stopped system this process does, for as long as the verb needs it."""
-        if await Members(self.redis, self.keys.projectors).alive():
-            yield
+    async def projecting(self) -> AsyncIterator[bool]:
+        """See to it that somebody projects: on a stopped system this process does, for as long as the verb needs it.
+
+        Gives whether it does. When its projector ends, so does the verb, with what ended it.
+        """
+        # A server that was started for this verb remembers projectors that were killed with its last one.
+        if not self.started_here and await Members(self.redis, self.keys.projectors).alive():
+            yield False
             return
         # Here, not above: most verbs need no projector of their own.
         from services.projector.worker import BLOCK_SECONDS, Projector
@@ -67,14 +72,33 @@ class Server:
 
         blocking = connect_for_blocking(self.url, block_seconds=BLOCK_SECONDS)
         projector = Projector(self.redis, blocking, self.keys, Metrics(), owner=process_name())
+        verb = asyncio.current_task()
         task = asyncio.create_task(projector.run())
+        task.add_done_callback(lambda ended: None if ended.cancelled() or verb is None else verb.cancel())
         try:
-            yield
+            yield True
         finally:
             task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-            await blocking.aclose()
+            try:
+                with suppress(asyncio.CancelledError):
+                    await task
+            except BaseExceptionGroup as group:
+                # A task group wraps what ended one of its tasks.
+                raise _first(group) from group
+            finally:
+                await blocking.aclose()
+
+
+def _first(error: BaseException) -> BaseException:
+    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+
+
+def operator() -> str:
+    """Who acts, for the record: the system's user; a container may run under a number that has no name."""
+    try:
+        return f"ops:{getpass.getuser()}"
+    except (KeyError, OSError):
+        return f"ops:uid-{os.getuid()}"
 
 
 @asynccontextmanager
