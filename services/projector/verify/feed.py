@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
+from services.projector.verify.archived import ArchiveCheck
 from services.projector.verify.differences import Difference, Differences
 from services.projector.verify.found_keys import FoundKeys
 from services.projector.verify.generation import Behind, GenerationCheck
@@ -18,11 +19,10 @@ from services.projector.verify.refold import LogEnds, Refold
 from services.projector.verify.scratch import Scratch
 from services.projector.verify.stored import Flipped, Moment, Stored
 from services.projector.verify.write_side import WriteSideCheck
-from shared.errors import Corrupted, FeedNotFound, NewerLog
+from shared.errors import Corrupted, FeedNotFound, NewerLog, Unavailable
 from shared.fold import FOLD_VERSION
 from shared.keys import Keys
 from shared.log import Log
-from shared.ndjson import StreamEntry
 from shared.position import Position
 from shared.read_models import READ_MODELS
 from shared.redis import Redis, command
@@ -109,8 +109,9 @@ class _Run:
         self._stored = Stored(redis, keys, feed)
         self._log = Log(redis, keys)
         self._progress = progress
-        self._refold = Refold(redis, keys, feed, scratch=scratch, progress=self._folded, watch=self._watch)
+        self._refold = Refold(redis, keys, feed, scratch=scratch, progress=self._folded)
         self._write_side = WriteSideCheck(self._stored, self._refold, self._at(STAGES[2]))
+        self._archive = ArchiveCheck(redis, keys, self._refold)
         self._generation: GenerationCheck | None = None
         self._moment: Moment | None = None
         self._total = 0
@@ -120,7 +121,7 @@ class _Run:
         found = Differences()
         checks = [self._refold.soundness.differences, self.differences]
         checks += [self._generation.differences] if self._generation else []
-        for differences in (*checks, self._write_side.differences):
+        for differences in (*checks, self._write_side.differences, self._archive.differences):
             found.extend(differences)
         unjudged = sorted(self._generation.unjudged) if self._generation else []
         moment = self._moment
@@ -145,8 +146,9 @@ class _Run:
             if await self._compare_generation():
                 await self._compare_write_side()
                 await self._compare_removed()
+                await self._archive.run()
                 await self._compare_late()
-        except NewerLog as error:
+        except (NewerLog, Unavailable) as error:
             self._refused = error.detail
         except _OtherRelease as error:
             self._refused = str(error)
@@ -292,9 +294,6 @@ class _Run:
                         return
         except TimeoutError:
             check.unjudged.update(row.entry for row in rows)
-
-    def _watch(self, entry: StreamEntry) -> None:
-        pass
 
     def _folded(self, n: int) -> None:
         self._progress(Stage(STAGES[0], n, max(n, self._total)))

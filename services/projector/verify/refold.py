@@ -55,7 +55,6 @@ class Refold:
         *,
         scratch: Scratch,
         progress: Callable[[int], None],
-        watch: Callable[[StreamEntry], None],
     ) -> None:
         self.feed_id = feed
         self.scratch = scratch
@@ -71,7 +70,6 @@ class Refold:
         self._keys = keys.feed(feed)
         self._log = Log(redis, keys)
         self._progress = progress
-        self._watch = watch
 
     @property
     def position(self) -> Position:
@@ -101,7 +99,6 @@ class Refold:
         return {entry_id for entry_id, record in zip(ids, found, strict=True) if record is not None}
 
     def _read(self, entry: StreamEntry, quarantined: set[bytes], *, committed: bool) -> Read:
-        self._watch(entry)
         return self.soundness.read(entry, skipped=entry.id in quarantined, committed=committed)
 
     def _fold(self, chunk: Sequence[Read], *, committed: bool) -> None:

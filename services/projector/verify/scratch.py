@@ -151,6 +151,10 @@ class Scratch:
     def named(self) -> Iterator[Named]:
         return (Named(*row) for row in self._db.execute("SELECT position, digest, at FROM redacted ORDER BY n"))
 
+    def redactions_between(self, first_n: int, last_n: int) -> dict[int, str]:
+        """By n, the digests of the contents that redactions name, from `first_n` to `last_n`."""
+        return dict(self._db.execute("SELECT n, digest FROM redacted WHERE n BETWEEN ? AND ?", (first_n, last_n)))
+
 
 def _marks(values: Sequence[str]) -> str:
     return ",".join("?" * len(values))
