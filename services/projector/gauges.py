@@ -52,7 +52,7 @@ class Gauges:
             args = (self._keys.prefix_of_feeds(shard), FEEDS_PER_LOOK_MAX)
             found, oldest, now = await _lagging(self._redis, (self._keys.shard(shard).dirty,), args)
             events += found
-            milliseconds = max(milliseconds, int(now) - int(oldest) if oldest else 0)
+            milliseconds = max(milliseconds, now - oldest if oldest else 0)
         self._metrics.lag_events.set(events)
         self._metrics.lag_seconds.set(milliseconds / 1000)
 

@@ -17,5 +17,4 @@ for _, feed in ipairs(redis.call('SRANDMEMBER', KEYS[1], ARGV[2])) do
     end
   end
 end
-local now = math.floor(tonumber(clock[1]) * 1000 + tonumber(clock[2]) / 1000)
-return {events, oldest and string.format('%.0f', oldest), string.format('%.0f', now)}
+return {events, oldest, math.floor(tonumber(clock[1]) * 1000 + tonumber(clock[2]) / 1000)}

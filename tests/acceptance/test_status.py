@@ -43,7 +43,7 @@ INSTALLATION_FIELDS = {
     "": "release at running data_dir key_prefix server projectors gateways shards",
     "server": "name version role replicas run_id up_seconds durability problem memory_used_bytes memory_max_bytes aof",
 }
-SHARD_FIELDS = "shard tag holder fence seconds_left feeds dirty_feeds builds"
+SHARD_FIELDS = "shard tag holder fence seconds_left feeds dirty_feeds builds admission"
 TOTALS_FIELDS = (
     "feeds entries log_events log_memory_bytes lagging_feeds lag_events lag_seconds quarantined_feeds"
     " quarantined_events discarded_events building_feeds archived_feeds archive_bytes"
@@ -113,6 +113,9 @@ def test_nothing_wrong_is_exit_0_and_every_field_is_there(own: Installation) -> 
         assert set(found["installation"][part] if part else found["installation"]) == fields_of(names)
     assert all(set(one) == fields_of("name fold_version read_models") for one in found["installation"]["projectors"])
     assert all(set(shard) == fields_of(SHARD_FIELDS) for shard in found["installation"]["shards"])
+    admissions = [shard["admission"] for shard in found["installation"]["shards"]]
+    assert all(set(one) == fields_of("admitted admitted_at raising raised_at raised_because") for one in admissions)
+    assert all(one["admitted"] and one["raising"] is None for one in admissions)
     assert set(found["totals"]) == fields_of(TOTALS_FIELDS)
     assert (feed["feed"], feed["head"], feed["checkpoint"], feed["lag_events"]) == ("calm", "1-2", "1-2", 0)
     assert feed["build"] is None

@@ -11,6 +11,7 @@ from services.cli.ops.look import FEEDS_PER_ROUND, feeds_of, installation_of
 from services.cli.ops.report import FeedStatus, Installation
 from services.cli.ops.server import Server
 from services.projector.lease import Leases
+from shared.admission import Admission
 from shared.archiving import Archiving
 from shared.config import Config
 from shared.errors import FeedNotFound
@@ -293,6 +294,28 @@ async def test_an_installation_shows_its_server_its_processes_and_who_holds_whic
     assert (shard.feeds, shard.dirty_feeds, shard.builds) == (1, 0, 0)
     await cast("Any", redis.sadd(keys.shard(3).builds, FEED))
     assert (await look_around(redis, keys, server)).shards[3].builds == 1
+
+
+async def test_a_shard_shows_which_server_process_takes_its_events_and_why_its_epochs_were_raised(
+    redis: Redis, keys: Keys, server: RunningServer
+) -> None:
+    def admission(found: Installation) -> tuple[Any, ...]:
+        it = found.shards[5].admission
+        return it.admitted, it.admitted_at, it.raising, it.raised_at, it.raised_because
+
+    incarnation = keys.shard(5).incarnation
+    await command(redis, "DEL", incarnation)
+    assert admission(await look_around(redis, keys, server)) == (False, None, None, None, None)
+    await cast("Any", redis.hset(incarnation, mapping={"server": "another one", "raising": "it is a promoted replica"}))
+    assert admission(await look_around(redis, keys, server)) == (False, None, "it is a promoted replica", None, None)
+    await command(redis, "DEL", incarnation)
+    raised = {"raised_because": "a loss", "raised_at": "1000"}
+    await cast("Any", redis.hset(incarnation, mapping=cast("Any", raised)))
+    await Admission(redis, keys).admit()
+    found = admission(await look_around(redis, keys, server))
+    assert found[0]
+    assert found[2:] == (None, "1970-01-01T00:00:01.000Z", "a loss")
+    assert milliseconds_of(found[1]) <= await clock(redis)
 
 
 async def test_looking_writes_nothing(redis: Redis, keys: Keys, log: Log, server: RunningServer) -> None:

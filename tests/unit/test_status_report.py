@@ -14,6 +14,7 @@ from services.cli.ops.overview import show
 from services.cli.ops.report import (
     LAG_STANDS_SECONDS,
     TOLD_MAX,
+    Admission,
     Aof,
     ArchiveStatus,
     BuildStatus,
@@ -33,11 +34,24 @@ SERVER = ServerStatus(
     name="Valkey", version="9.1.2", role="master", replicas=0, run_id="5f3a" * 10, up_seconds=5, durability="fsync",
     problem=None, memory_used_bytes=1, memory_max_bytes=None, aof=AOF,
 )  # fmt: skip
+ADMITTED = Admission(True, "2026-01-01T00:00:00.000Z", None, None, None)
 SHARDS = [
     ShardStatus(
-        shard=n, tag=str(n), holder="vm:1" if n else None, fence=1, seconds_left=2.0, feeds=1, dirty_feeds=0, builds=0
+        shard=n,
+        tag=str(n),
+        holder="vm:1" if n else None,
+        fence=1,
+        seconds_left=2.0,
+        feeds=1,
+        dirty_feeds=0,
+        builds=0,
+        admission=ADMITTED,
     )
     for n in range(16)
+]
+RAISING = [
+    msgspec.structs.replace(shard, admission=Admission(False, None, "a witness saw 1-9", None, None))
+    for shard in SHARDS
 ]
 UNHELD = [msgspec.structs.replace(shard, holder=None, seconds_left=None) for shard in SHARDS]
 NO_ARCHIVE = ArchiveStatus(None, None, None, None)
@@ -125,6 +139,7 @@ def test_what_is_kept_are_the_worst_and_what_is_summed_are_all(rows: list[tuple[
     [
         ("projectors", "no projector is alive", {"projectors": [], "shards": UNHELD}),
         ("projectors", "every projector that is alive refuses", {"projectors": []}),
+        ("epochs", "16 shards take no events until their epochs are raised: a witness", {"shards": RAISING}),
         ("server", "may evict keys", server(problem="the server may evict keys", durability=None)),
         ("server", "append-only file failed", server(aof=msgspec.structs.replace(AOF, last_write="err"))),
         ("server", "95% of the server's memory", server(memory_used_bytes=95, memory_max_bytes=100)),
@@ -167,6 +182,7 @@ def test_a_feed_that_needs_somebody_says_why(code: str, says: str, one: FeedStat
         (feed(build=build("flipped")), {}),
         # Whatever it lags, it is folded when the installation is started.
         (feed(lag=STANDING), {"running": False, "projectors": []}),
+        (feed(), {"running": False, "shards": RAISING}),
         (feed(), server(durability="memory", aof=Aof(False, "ok", False, None))),
         (feed(), server(memory_used_bytes=90, memory_max_bytes=100)),
     ],
@@ -194,6 +210,17 @@ def test_the_overview_shows_shards_when_asked_and_nothing_that_steers_a_terminal
     assert text.count("vm:1 ") >= 15
     assert "nobody" in text
     assert "nobody" not in shown(report(feed()))
+
+
+def test_why_epochs_were_raised_is_said_and_what_takes_no_events() -> None:
+    raised = Admission(True, "2026-01-01T00:00:09.000Z", None, "2026-01-01T00:00:08.000Z", "server restarted\x1b[2J")
+    other = Admission(False, None, None, "2026-01-01T00:00:07.000Z", "older")
+    shards = [msgspec.structs.replace(shard, admission=other if shard.shard else raised) for shard in SHARDS]
+    text = shown(report(feed(), shards=shards))
+    assert "epochs      last raised at 2026-01-01T00:00:08.000Z: server restarted␛[2J\n" in text
+    assert "events      15 of 16 shards take none until a writer admits the server\n" in text
+    assert "take none" not in shown(report(feed(), shards=shards, running=False))
+    assert "epochs  " not in shown(report(feed()))
 
 
 def test_a_build_shows_how_far_it_is_and_an_archive_how_far_it_reaches() -> None:

@@ -5,9 +5,10 @@ Owns the reading. What it means is `report`'s.
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from services.cli.ops.report import (
+    Admission,
     Aof,
     ArchiveStatus,
     BuildStatus,
@@ -39,6 +40,7 @@ async def installation_of(server: Server) -> Installation:
     """Server, processes and shards. Of the feeds nothing but their numbers."""
     redis, keys = server.redis, server.keys
     now = await _now(redis)
+    info = await redis.info()
     # A server that was started for this look still knows the processes that were killed with its last one.
     alive = [
         [] if server.started_here else sorted(await Members(redis, key).alive())
@@ -50,10 +52,10 @@ async def installation_of(server: Server) -> Installation:
         running=not server.started_here,
         data_dir=str(server.data_dir) if server.data_dir is not None else None,
         key_prefix=keys.prefix,
-        server=await _server(redis),
+        server=await _server(redis, info),
         projectors=[_projector(name) for name in alive[0]],
         gateways=alive[1],
-        shards=await _shards(redis, keys, now),
+        shards=await _shards(redis, keys, now, f"{info['run_id']} {info['master_replid']}"),
     )
 
 
@@ -92,8 +94,7 @@ def _projector(announced: str) -> ProjectorStatus:
     )
 
 
-async def _server(redis: Redis) -> ServerStatus:
-    info = await redis.info()
+async def _server(redis: Redis, info: Mapping[str, Any]) -> ServerStatus:
     name, its_version = server_name(info)
     durability = problem = None
     try:
@@ -121,7 +122,8 @@ async def _server(redis: Redis) -> ServerStatus:
     )
 
 
-async def _shards(redis: Redis, keys: Keys, now: int) -> list[ShardStatus]:
+async def _shards(redis: Redis, keys: Keys, now: int, server: str) -> list[ShardStatus]:
+    """`server` is the process that answers, as incarnations name it."""
     pipeline = redis.pipeline(transaction=False)
     for shard in range(SHARDS):
         names = keys.shard(shard)
@@ -129,9 +131,10 @@ async def _shards(redis: Redis, keys: Keys, now: int) -> list[ShardStatus]:
         pipeline.zcard(names.feeds)
         pipeline.scard(names.dirty)
         pipeline.scard(names.builds)
+        pipeline.hmget(names.incarnation, ["server", "admitted_at", "raising", "raised_at", "raised_because"])
     answers = iter(await run_pipeline(redis, pipeline))
     found = []
-    for shard, (lease, feeds, dirty, builds) in enumerate(zip(answers, answers, answers, answers, strict=True)):
+    for shard, (lease, feeds, dirty, builds, incarnation) in enumerate(zip(*[answers] * 5, strict=True)):
         owner, fence, expires = lease
         left = int(expires or 0) - now
         held = bool(owner) and left > 0
@@ -145,9 +148,31 @@ async def _shards(redis: Redis, keys: Keys, now: int) -> list[ShardStatus]:
                 feeds=feeds,
                 dirty_feeds=dirty,
                 builds=builds,
+                admission=_admission(server, *(raw.decode() if raw else None for raw in incarnation)),
             )
         )
     return found
+
+
+def _admission(
+    server: str,
+    admitted: str | None,
+    admitted_at: str | None,
+    raising: str | None,
+    raised_at: str | None,
+    raised_because: str | None,
+) -> Admission:
+    return Admission(
+        admitted=admitted == server,
+        admitted_at=_instant(admitted_at),
+        raising=raising,
+        raised_at=_instant(raised_at),
+        raised_because=raised_because,
+    )
+
+
+def _instant(milliseconds: str | int | None) -> str | None:
+    return None if milliseconds is None else instant_of(int(milliseconds))
 
 
 async def _names(redis: Redis, keys: Keys, shard: int) -> list[str]:
@@ -206,7 +231,7 @@ def _feed(feed: str, found: _Looked) -> FeedStatus | None:
         fold_version=int(meta["fold"]) if "fold" in meta else None,
         epoch=EpochStatus(
             number=position.epoch,
-            raised_at=instant_of(int(head["raised_at"])) if "raised_at" in head else None,
+            raised_at=_instant(head.get("raised_at")),
             reason=head.get("raised_reason"),
             because=head.get("raised_because"),
         ),
@@ -242,8 +267,8 @@ def _build(feed: str, raw: Sequence[bytes], head: Position) -> BuildStatus | Non
         events=build.events,
         progress=build.checkpoint.n / head.n if build.under_way else None,
         requested_at=instant_of(build.requested_at),
-        started_at=instant_of(build.started_at) if build.started_at is not None else None,
-        updated_at=instant_of(build.updated_at) if build.updated_at is not None else None,
+        started_at=_instant(build.started_at),
+        updated_at=_instant(build.updated_at),
         detail=build.detail or None,
     )
 

@@ -61,11 +61,27 @@ def _summary(report: Report) -> list[str]:
         f"            durability {durability}, memory {used}{most}, {aof}",
         f"processes   {_count(len(found.projectors), 'projector')}, {_count(len(found.gateways), 'gateway')}",
         f"shards      {held.total()} of {len(found.shards)} held{': ' + holders if holders else ''}",
+        *_epochs(found),
         f"feeds       {totals.feeds:,} with {totals.entries:,} entries; {totals.lagging_feeds:,} lagging, "
         f"{events_text(totals.quarantined_events)} in quarantine, {totals.building_feeds:,} building",
         f"logs        {events_text(totals.log_events)} in memory, {bytes_text(totals.log_memory_bytes)}; "
         f"{totals.archived_feeds:,} feeds archived, {bytes_text(totals.archive_bytes)}",
     ]
+
+
+def _epochs(found: Installation) -> list[str]:
+    """Why epochs were last raised for the sake of the whole server, and whether it takes events."""
+    admissions = [shard.admission for shard in found.shards]
+    missing = sum(not admission.admitted for admission in admissions)
+    lines = []
+    if found.running and missing:
+        lines.append(f"events      {missing} of {len(admissions)} shards take none until a writer admits the server")
+    raised = max(
+        (admission for admission in admissions if admission.raised_at), key=lambda a: a.raised_at or "", default=None
+    )
+    if raised is not None:
+        lines.append(f"epochs      last raised at {raised.raised_at}: {plain(raised.raised_because or '')}")
+    return lines
 
 
 def _count(number: int, what: str) -> str:

@@ -52,6 +52,19 @@ class ProjectorStatus(Struct, frozen=True):
     read_models: Sequence[str]
 
 
+class Admission(Struct, frozen=True):
+    """Whether the server process that runs now takes appends to a shard, and since when it or the one before does.
+
+    `raising` is why epochs are being raised before it may; `raised_because` why they last were, null for never.
+    """
+
+    admitted: bool
+    admitted_at: str | None
+    raising: str | None
+    raised_at: str | None
+    raised_because: str | None
+
+
 class ShardStatus(Struct, frozen=True):
     """`holder` is null, and `seconds_left` with it, when no projector holds the shard's lease."""
 
@@ -63,6 +76,7 @@ class ShardStatus(Struct, frozen=True):
     feeds: int
     dirty_feeds: int
     builds: int
+    admission: Admission
 
 
 class Quarantine(Struct, frozen=True):
@@ -162,7 +176,7 @@ class FeedStatus(Struct, frozen=True):
 
 
 class Trouble(Struct, frozen=True):
-    """One thing that needs a human. `code` is server, projectors, lag, quarantine or build.
+    """One thing that needs a human. `code` is server, projectors, epochs, lag, quarantine or build.
 
     `feed` and `shard` are null where it is the installation's.
     """
@@ -285,6 +299,10 @@ def of_installation(found: Installation) -> Sequence[Trouble]:
                 "every projector that is alive refuses some shards, see why in its log: what is written there waits"
             )
         troubles.append(Trouble("projectors", detail))
+    raising = [shard for shard in found.shards if shard.admission.raising is not None]
+    if found.running and raising:
+        detail = f"{len(raising)} shards take no events until their epochs are raised: {raising[0].admission.raising}"
+        troubles.append(Trouble("epochs", detail))
     return troubles
 
 
