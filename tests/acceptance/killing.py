@@ -40,7 +40,7 @@ from tests.acceptance.harness import (
 
 TOKEN = "an-ops-token-for-kill-tests"
 # What a desk waits before it says the same again, and a reader before it comes back.
-AGAIN_SECONDS = (0.02, 0.15)
+AGAIN_SECONDS = (0.05, 0.25)
 ATTEMPT_SECONDS = 6.0
 PINS_EACH = 2
 LOST = (aiohttp.ClientError, OSError, TimeoutError)
@@ -396,6 +396,18 @@ class Reader:
         feed = frame.data["id"] if frame.event == "feed" else frame.data["feed"]
         several = len(self.feeds) > 1 and frame.id is not None
         self.feeds[feed].take(frame, positions_of(frame.position)[feed] if several else None)
+
+
+# What stands ------------------------------------------------------------------------------------------------------
+
+
+async def assert_verified(killable: Killable, directory: Path) -> None:
+    """`dateline ops verify` finds nothing: log, write side and live generations are those of a fresh fold."""
+    verifying = Service(["ops", "verify", "--all", *killable.ops_flags], directory / "verify.log").start()
+    try:
+        assert await asyncio.to_thread(verifying.wait, timeout_seconds=60) == 0, verifying.output[-3000:]
+    finally:
+        verifying.kill()
 
 
 # The log ----------------------------------------------------------------------------------------------------------

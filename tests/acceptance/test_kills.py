@@ -15,7 +15,16 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.harness import Newsroom, eventually, newsroom_at
-from tests.acceptance.killing import Apart, Desk, Follower, Killable, Reader, Up, assert_each_write_once
+from tests.acceptance.killing import (
+    Apart,
+    Desk,
+    Follower,
+    Killable,
+    Reader,
+    Up,
+    assert_each_write_once,
+    assert_verified,
+)
 
 # Of two shards at least, so that both projectors have some.
 FEEDS = ("kills-a", "kills-b", "kills-c", "kills-d")
@@ -42,7 +51,7 @@ async def killable(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
 
 
 async def test_nothing_acknowledged_is_lost_or_doubled_whoever_is_killed(
-    killable: Killable, seed: int, long: bool
+    killable: Killable, seed: int, long: bool, tmp_path: Path
 ) -> None:
     rounds = {"apart": 7, "up": 3} if not long else {"apart": 70, "up": 30}
     rng = random.Random(seed)
@@ -72,6 +81,7 @@ async def test_nothing_acknowledged_is_lost_or_doubled_whoever_is_killed(
     client = killable.client()
     events = assert_each_write_once(client, FEEDS, desks)
     client.close()
+    await assert_verified(killable, tmp_path)
     print(
         f"{events} events, {sum(d.acknowledged for d in desks)} answers, {sum(d.repeated for d in desks)} repeats, "
         f"{sum(d.replayed for d in desks)} replays, {sum(r.connections for r in readers)} connections of readers"
