@@ -219,6 +219,9 @@ _REMOVED: Mapping[str, Struct] = {
 }
 
 
+_envelopes = msgspec.json.Decoder(Envelope)
+
+
 def encode(event: Event, *, command: str, by: str, causation: str | None) -> Encoded:
     """Split an event into envelope and salted content."""
     facts: dict[str, Any] = {name: getattr(event, name) for name in event.__struct_fields__ if name != "content"}
@@ -246,7 +249,7 @@ def decode(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Recorded:
     except (KeyError, ValueError) as error:
         raise Corrupted(f"the stream entry {entry_id!r} is no event", fields=sorted(map(repr, fields))) from error
     try:
-        envelope = msgspec.json.decode(raw_envelope, type=Envelope)
+        envelope = _envelopes.decode(raw_envelope)
     except UNREADABLE as error:
         raise CannotFold(f"the envelope cannot be read: {error}", position=str(position)) from error
     event_type = _TYPES.get(envelope.type)

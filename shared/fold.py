@@ -70,16 +70,17 @@ class Change(Struct, frozen=True):
 
 def fold(documents: Documents, recorded: Recorded, *, feed_id: str) -> Change:
     """Apply one event; raises CannotFold with the facts when it does not fit the documents. Changes nothing itself."""
-    event, position, at = recorded.event, recorded.position, recorded.recorded_at
+    event, position = recorded.event, recorded.position
     if isinstance(event, FeedOpened | FeedRevised | FeedStatusChanged):
-        feed = fold_feed(documents.feed, event, feed_id=feed_id, position=position, recorded_at=at)
+        feed = fold_feed(documents.feed, event, feed_id=feed_id, position=position, recorded_at=recorded.recorded_at)
         return Change(position, feed, None, None)
     if documents.feed is None:
         raise _misfit(event, position, "the feed is not open")
+    at = instant_of(recorded.recorded_at)
     if isinstance(event, EpochRaised):
         return Change(position, _moved(documents.feed, position, at), None, None, event.reason)
     before = documents.entries.get(event.entry)
-    after = fold_entry(before, event, feed_id=feed_id, position=position, recorded_at=at)
+    after = _folded_entry(before, event, feed_id, position, at)
     live = isinstance(after, Entry) - isinstance(before, Entry)
     feed = _moved(documents.feed, position, at, entry_count=documents.feed.entry_count + live)
     return Change(position, feed, before, after)
@@ -109,16 +110,19 @@ def fold_feed(feed: Feed | None, event: FeedEvent, *, feed_id: str, position: Po
     if feed is None:
         raise _misfit(event, position, "the feed is not open")
     if isinstance(event, FeedRevised):
-        return _moved(feed, position, recorded_at, **_set_fields(event.content))
+        return _moved(feed, position, at, **_set_fields(event.content))
     closed_at = None if event.status != "closed" else feed.closed_at or at
-    return _moved(feed, position, recorded_at, status=event.status, closed_at=closed_at)
+    return _moved(feed, position, at, status=event.status, closed_at=closed_at)
 
 
 def fold_entry(
     before: Document | None, event: EntryEvent, *, feed_id: str, position: Position, recorded_at: int
 ) -> Document:
     """An entry's document after one of its events; `recorded_at` in milliseconds since 1970."""
-    at = instant_of(recorded_at)
+    return _folded_entry(before, event, feed_id, position, instant_of(recorded_at))
+
+
+def _folded_entry(before: Document | None, event: EntryEvent, feed_id: str, position: Position, at: str) -> Document:
     if isinstance(event, EntryPublished):
         if before is not None:
             raise _misfit(event, position, "the entry exists already")
@@ -134,8 +138,8 @@ def fold_entry(
     return _HANDLERS[type(event)](before, event, str(position), at)
 
 
-def _moved(feed: Feed, position: Position, recorded_at: int, **changes: Any) -> Feed:
-    return msgspec.structs.replace(feed, position=str(position), updated_at=instant_of(recorded_at), **changes)
+def _moved(feed: Feed, position: Position, at: str, **changes: Any) -> Feed:
+    return msgspec.structs.replace(feed, position=str(position), updated_at=at, **changes)
 
 
 def _published(event: EntryPublished, feed_id: str, position: str, at: str) -> Entry:

@@ -13,6 +13,7 @@ _RFC3339 = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}:[0-9]{2}:[0-9]{2})(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})"
 )
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EPOCH_IN_UTC = _EPOCH.replace(tzinfo=None)
 
 
 def parse_instant(text: str) -> str:
@@ -24,14 +25,14 @@ def parse_instant(text: str) -> str:
     microseconds = ((fraction or ".0")[1:] + "000000")[:6]
     try:
         at = datetime.fromisoformat(f"{day}T{time}.{microseconds}{'+00:00' if offset in 'Zz' else offset}")
-        return _text(at.astimezone(UTC))
+        return _text(at.astimezone(UTC).replace(tzinfo=None))
     except (ValueError, OverflowError):
         raise ValueError("there is no such instant in the years 0001 to 9999") from None
 
 
 def instant_of(milliseconds: int) -> str:
     """The instant `milliseconds` after 1970-01-01T00:00:00Z."""
-    return _text(_EPOCH + timedelta(milliseconds=milliseconds))
+    return _text(_EPOCH_IN_UTC + timedelta(milliseconds=milliseconds))
 
 
 def milliseconds_of(instant: str) -> int:
@@ -40,5 +41,6 @@ def milliseconds_of(instant: str) -> int:
 
 
 def _text(at: datetime) -> str:
+    """Of an instant in UTC that does not say so."""
     # isoformat pads the year to four digits, which strftime does not do on every platform.
-    return at.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
+    return at.isoformat(timespec="milliseconds") + "Z"

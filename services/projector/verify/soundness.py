@@ -35,18 +35,17 @@ class Soundness:
         self._scratch = scratch
 
     def read(self, entry: StreamEntry, *, skipped: bool, committed: bool) -> Read:
-        try:
-            position, recorded_at = entry.position, int(entry.fields[b"recorded_at"])
-            entry.fields[b"envelope"], entry.fields[b"content"]
-        except (KeyError, ValueError) as error:
-            raise Corrupted(f"the stream entry {entry.id!r} is no event") from error
         event = None
         if not skipped:
             try:
                 event = decode(entry.id, entry.fields)
             except CannotFold as error:
-                self.unfolded(position, error, committed=committed)
-        envelope = event.envelope if event else _envelope(entry)
+                self.unfolded(entry.position, error, committed=committed)
+        if event is not None:
+            position, recorded_at = event.position, event.recorded_at
+        else:
+            position, recorded_at = _whole(entry)
+        envelope = event.envelope if event is not None else _envelope(entry)
         self._check_order(position, recorded_at, envelope)
         about = envelope.facts.get("entry") if envelope else None
         touched = about if isinstance(about, str) else None
@@ -82,6 +81,15 @@ class Soundness:
                     self._scratch.redact(Position.parse(content.position), digest=content.digest, at=position)
             except (msgspec.ValidationError, ValueError):
                 self.differences.add("redaction", position, stored="what it removed cannot be read", folded="removed")
+
+
+def _whole(entry: StreamEntry) -> tuple[Position, int]:
+    """Where and when an event that is not decoded was recorded; Corrupted for what is no event at all."""
+    try:
+        entry.fields[b"envelope"], entry.fields[b"content"]
+        return entry.position, int(entry.fields[b"recorded_at"])
+    except (KeyError, ValueError) as error:
+        raise Corrupted(f"the stream entry {entry.id!r} is no event") from error
 
 
 def _envelope(entry: StreamEntry) -> Envelope | None:

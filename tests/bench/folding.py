@@ -1,0 +1,179 @@
+"""Rebuild and verify: events per second, CPU seconds per million events and peak memory, for feeds of growing size.
+
+The floor, in the same rounds and on the same feeds: what nobody who folds a log into Redis could do without, a bare loop of
+XRANGE, decoding envelope and content, and pipelined writes of the same bytes. Each measurement is a process of its own, so
+that its peak memory is its own.
+"""
+
+import asyncio
+import json
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import msgspec
+
+from services.cli.embedded import DataDir, EmbeddedServer
+from services.projector.verify.feed import verify_feed
+from services.projector.verify.found_keys import FoundKeys
+from services.writer.commands import Command
+from shared.events import Envelope
+from shared.keys import Keys
+from shared.redis import Redis, command, connect
+from tests.bench.machine import spread
+from tests.integration.builders import carry_out, correcting, desk_of, opening, pinning, project, publishing, unpinning
+from tests.integration.rebuild_kit import Owner
+
+EVENTS_PER_BATCH = 200
+EVENTS_PER_CHUNK = 500
+TEXT = "The keeper punches it away, and the clock says there is time for one more. " * 4
+
+
+class Figures(NamedTuple):
+    """One pass over a feed; CPU of this process and of the server, memory in MiB."""
+
+    seconds: float
+    client_seconds: float
+    server_seconds: float
+    peak_mib: float
+
+
+def batch(start: int, count: int) -> list[Command]:
+    """Commands that make `count` events from number `start` on: seven in ten publish, the others come back to an entry."""
+    made: list[Command] = []
+    for number in range(start, start + count):
+        entry = f"e{number - number % 10}"
+        match number % 10:
+            case 7:
+                made.append(correcting(entry, 1, headline=f"Corrected at {number}"))
+            case 8:
+                made.append(pinning(entry))
+            case 9:
+                made.append(unpinning(entry))
+            case _:
+                tags = ["goal", f"team-{number % 20}"]
+                made.append(publishing(f"e{number}", headline=f"Minute {number}", text=TEXT, tags=tags))
+    return made
+
+
+async def fill(redis: Redis, keys: Keys, feed: str, events: int) -> None:
+    """A feed of `events` events and its opening, written by a desk and projected."""
+    desk = desk_of(redis, keys)
+    await carry_out(desk, feed, opening())
+    for start in range(0, events, EVENTS_PER_BATCH):
+        await carry_out(desk, feed, *batch(start, min(EVENTS_PER_BATCH, events - start)), batch=True)
+    await project(redis, keys, feed)
+
+
+async def floor(redis: Redis, keys: Keys, feed: str) -> None:
+    log, scratch = keys.feed(feed).log, f"{keys.prefix}:bench"
+    envelopes, contents = msgspec.json.Decoder(Envelope), msgspec.json.Decoder()
+    after = "-"
+    while entries := await command(redis, "XRANGE", log, after, "+", "COUNT", EVENTS_PER_CHUNK):
+        pipeline = redis.pipeline(transaction=False)
+        for entry_id, fields in entries:
+            envelopes.decode(fields[b"envelope"])
+            if fields[b"content"]:
+                contents.decode(fields[b"content"])
+            pipeline.execute_command("HSET", scratch, entry_id, fields[b"envelope"] + fields[b"content"])
+        await pipeline.execute()
+        after = "(" + entries[-1][0].decode()
+    await command(redis, "UNLINK", scratch)
+
+
+async def rebuild(redis: Redis, keys: Keys, feed: str) -> None:
+    owner = Owner(redis, keys, feed)
+    await owner.take_shard()
+    await owner.ask()
+    site = await owner.built()
+    assert await owner.flip(site) == "flipped"
+
+
+async def verify(redis: Redis, keys: Keys, feed: str) -> None:
+    with FoundKeys(redis, keys) as found_keys:
+        await found_keys.walk(feed)
+        report = await verify_feed(redis, keys, feed, found_keys, progress=lambda stage: None)
+    assert report.ok, report
+
+
+PASSES: Mapping[str, Callable[[Redis, Keys, str], Awaitable[None]]] = {
+    "floor": floor,
+    "rebuild": rebuild,
+    "verify": verify,
+}
+
+
+async def server_cpu_seconds(redis: Redis) -> float:
+    info = await redis.info("cpu")
+    return float(info["used_cpu_sys"]) + float(info["used_cpu_user"])
+
+
+async def one_pass(url: str, name: str, feed: str) -> Figures:
+    redis, keys = connect(url), Keys("bench")
+    server, cpu, started = await server_cpu_seconds(redis), time.process_time(), time.perf_counter()
+    await PASSES[name](redis, keys, feed)
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    server = await server_cpu_seconds(redis) - server
+    await Owner(redis, keys, feed).clear_away()
+    await redis.aclose()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 * 1024 if sys.platform == "darwin" else 1024)
+    return Figures(seconds, cpu, server, peak)
+
+
+async def measured(url: str, name: str, feed: str) -> Figures:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.bench.folding", url, name, feed, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0, name
+    return Figures(*json.loads(out))
+
+
+async def run(*, rounds: int, sizes: tuple[int, ...]) -> None:
+    with tempfile.TemporaryDirectory() as folder, DataDir.lock(Path(folder) / "server") as data_dir:
+        server = await EmbeddedServer.start(data_dir)
+        try:
+            print(f"rebuild and verify, {rounds} rounds in turn with the floor, each a process of its own")
+            print("medians of the rounds (least to most)")
+            for events in sizes:
+                redis = connect(server.url)
+                await fill(redis, Keys("bench"), f"feed-{events}", events)
+                await redis.aclose()
+                found: dict[str, list[Figures]] = {name: [] for name in PASSES}
+                for _ in range(rounds):
+                    for name, figures in found.items():
+                        figures.append(await measured(server.url, name, f"feed-{events}"))
+                for name, figures in found.items():
+                    _print(name, events, figures, found["floor"])
+        finally:
+            await server.stop()
+
+
+def _print(name: str, events: int, figures: list[Figures], floors: list[Figures]) -> None:
+    million = 1_000_000 / events
+    rate = spread([events / f.seconds for f in figures], digits=0)
+    client = spread([f.client_seconds * million for f in figures], digits=1)
+    whole = spread([f.server_seconds * million for f in figures], digits=1)
+    peak = statistics.median(f.peak_mib for f in figures)
+    print(
+        f"  {events:9,} events  {name:8} events/s {rate}  CPU-s per million: client {client}, server {whole}  "
+        f"peak {peak:.0f} MiB"
+    )
+    if name != "floor":
+        times = spread([f.seconds / g.seconds for f, g in zip(figures, floors, strict=True)])
+        cpus = spread(
+            [
+                (f.client_seconds + f.server_seconds) / (g.client_seconds + g.server_seconds)
+                for f, g in zip(figures, floors, strict=True)
+            ]
+        )
+        print(f"  {events:9,} events  {name:8} as a ratio to the floor: time {times}, CPU {cpus}")
+
+
+if __name__ == "__main__":
+    print(json.dumps(asyncio.run(one_pass(*cast("tuple[str, str, str]", tuple(sys.argv[1:4]))))))
