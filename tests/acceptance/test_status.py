@@ -105,7 +105,8 @@ def projectors_of(own: Installation) -> list[int]:
 def test_nothing_wrong_is_exit_0_and_every_field_is_there(own: Installation) -> None:
     code, found = read(own)
     assert (code, found["troubles"], found["trouble_counts"]) == (0, [], {})
-    assert set(found) == fields_of("installation feeds totals troubles trouble_counts")
+    assert set(found) == fields_of("installation feeds ok totals troubles trouble_counts")
+    assert found["ok"] is True
     [feed] = found["feeds"]
     for part, names in FEED_FIELDS.items():
         assert set(feed[part] if part else feed) == fields_of(names)
@@ -217,10 +218,16 @@ async def test_a_quarantined_event_needs_somebody_on_a_running_and_on_a_stopped_
 
     assert own.stop() == 0
     code, found = read(own)
-    assert (code, codes(found)) == (1, [("quarantine", "torn")])
+    assert (code, found["ok"], codes(found)) == (1, False, [("quarantine", "torn")])
     assert (found["installation"]["running"], found["installation"]["projectors"]) == (False, [])
     assert sorted(feed["feed"] for feed in found["feeds"]) == ["calm", "torn"]
     assert read(own, "calm")[0] == 0
+    # Given up, it stays out and needs nobody any more.
+    given_up = ("quarantine", "discard", "torn", "1-2", "--reason", "sent twice", "--data-dir", str(own.data_dir))
+    ended = dateline("ops", *given_up)
+    assert ended.code == 0, ended.error
+    code, found = read(own, "torn")
+    assert (code, found["ok"], found["feeds"][0]["quarantine"]) == (0, True, {"open": 0, "discarded": 1})
     # The look has left nothing running, and nothing locked.
     own.start()
     assert read(own, "calm")[0] == 0

@@ -159,7 +159,11 @@ def test_an_installation_that_needs_somebody_says_why(code: str, says: str, more
     [
         ("lag", "2 events not folded, the oldest for 11 s; shard 3 is held by vm:1", feed(lag=STANDING)),
         ("lag", "nobody holds shard 0, though projectors are alive", feed(lag=STANDING, shard=0)),
-        ("build", "the release build failed: its log", feed(build=build("failed", reason="release", detail="its log"))),
+        (
+            "build",
+            "the build (release) failed: its log",
+            feed(build=build("failed", reason="release", detail="its log")),
+        ),
         ("quarantine", "3 events in quarantine", feed(open_=3, discarded=1)),
         ("quarantine", "1 event in quarantine", feed(open_=1)),
     ],

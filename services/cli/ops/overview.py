@@ -28,7 +28,7 @@ def show(report: Report, console: Console, *, shards: bool) -> None:
         console.print(_feed_table(worst, at=report.installation.at))
     if report.totals.feeds > len(worst):
         left = report.totals.feeds - len(worst)
-        console.print(Text(f"… and {left:,} more feeds: name them, or raise --limit", style="dim"))
+        console.print(Text(f"… and {_count(left, 'more feed')}: name them, or raise --limit", style="dim"))
 
 
 def _troubles(report: Report, console: Console) -> None:
@@ -40,7 +40,7 @@ def _troubles(report: Report, console: Console) -> None:
         where = f"{trouble.feed}: " if trouble.feed else ""
         console.print(Text(f"  {trouble.code:<11} {where}{plain(trouble.detail)}", style="red"))
     for code, count in report.untold.items():
-        console.print(Text(f"  {code:<11} … and {count:,} more feeds", style="red"))
+        console.print(Text(f"  {code:<11} … and {_count(count, 'more feed')}", style="red"))
 
 
 def _summary(report: Report) -> list[str]:
@@ -65,7 +65,7 @@ def _summary(report: Report) -> list[str]:
         f"feeds       {totals.feeds:,} with {totals.entries:,} entries; {totals.lagging_feeds:,} lagging, "
         f"{events_text(totals.quarantined_events)} in quarantine, {totals.building_feeds:,} building",
         f"logs        {events_text(totals.log_events)} in memory, {bytes_text(totals.log_memory_bytes)}; "
-        f"{totals.archived_feeds:,} feeds archived, {bytes_text(totals.archive_bytes)}",
+        f"{_count(totals.archived_feeds, 'feed')} archived, {bytes_text(totals.archive_bytes)}",
     ]
 
 
@@ -85,7 +85,7 @@ def _epochs(found: Installation) -> list[str]:
 
 
 def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def _table(*columns: str, right: frozenset[str]) -> Table:

@@ -314,10 +314,11 @@ def of_feed(feed: FeedStatus, installation: Installation) -> Sequence[Trouble]:
         detail = f"{waits}; {_held(installation, feed.shard)}"
         troubles.append(Trouble("lag", detail, feed.feed, feed.shard))
     if feed.quarantine.open:
-        detail = f"{events_text(feed.quarantine.open)} in quarantine, which readers do not get"
+        found = f"{events_text(feed.quarantine.open)} in quarantine, which readers do not get"
+        detail = f"{found}: `dateline ops quarantine list {feed.feed}`"
         troubles.append(Trouble("quarantine", detail, feed.feed, feed.shard))
     if feed.build is not None and feed.build_failed:
-        detail = f"the {feed.build.reason} build failed: {feed.build.detail}"
+        detail = f"the build ({feed.build.reason}) failed: {feed.build.detail}"
         troubles.append(Trouble("build", detail, feed.feed, feed.shard))
     return troubles
 

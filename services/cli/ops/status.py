@@ -29,10 +29,11 @@ COLUMNS = 200
 def status(
     feeds: tuple[str, ...], *, limit: int, shards: bool, as_json: bool, redis_url: str | None, data_dir: str | None
 ) -> None:
-    """Show the installation, its shards and its feeds; worst first, then most recently active.
+    """Show how server and feeds are, and what needs a human.
 
-    Exit code 1 when something needs a human, which is then said first: no projector is alive, an event has waited for over
-    10 s to be folded, an event is in quarantine, or the server cannot keep what it promises.
+    Feeds that lag, are quarantined or being built come first, then the most recently active. Exit code 1 when something needs
+    a human, which is then said first: no projector is alive, an event has waited for over 10 s to be folded, an event is in
+    quarantine, a build failed, a shard takes no events, or the server cannot keep what it promises.
     """
     named = list(dict.fromkeys(feeds))
 
@@ -58,7 +59,12 @@ async def _print_json(server: Server, named: Sequence[str], report: Report) -> N
         report.add(feed)
         write(f"{separator}\n{_json(feed)}")
         separator = ","
-    rest = {"totals": report.totals, "troubles": report.troubles, "trouble_counts": report.trouble_counts}
+    rest = {
+        "ok": report.healthy,
+        "totals": report.totals,
+        "troubles": report.troubles,
+        "trouble_counts": report.trouble_counts,
+    }
     write(f"{'' if report.totals.feeds else separator}],\n{_json(rest)[1:]}\n")
 
 
