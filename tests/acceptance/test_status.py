@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 import pytest
 
 from services.cli.data_dir import ServerRecord
+from shared.admission import Admission
 from shared.keys import Keys
 from shared.log import Log
-from shared.redis import connect
+from shared.redis import check_installation, command, connect
 from tests.acceptance.harness import (
     REPOSITORY,
     Installation,
+    RedisServer,
     clean_environment,
     descendants,
     eventually,
@@ -29,7 +31,7 @@ from tests.acceptance.harness import (
     later,
     newsroom_at,
 )
-from tests.integration.builders import appending_entry, damaged, published
+from tests.integration.builders import appending_entry, damaged, open_feed, published
 
 FEED_FIELDS = {
     "": "feed shard status entries head recorded_at checkpoint lag_events lag_seconds generation fold_version epoch"
@@ -162,6 +164,36 @@ def test_what_cannot_be_looked_at_is_one_sentence(own: Installation, tmp_path: P
         assert says in ended.error
         assert "Traceback" not in ended.error
     assert status("--limit", "-1").code == 2
+
+
+async def test_a_replica_can_be_looked_at_and_an_empty_server_is_left_empty(tmp_path: Path) -> None:
+    servers = []
+    try:
+        for name in ("primary", "replica"):
+            (tmp_path / name).mkdir()
+            servers.append(RedisServer(tmp_path / name).start())
+        primary, replica = (connect(server.url) for server in servers)
+        ended = status("--redis-url", servers[0].url)
+        assert (ended.code, ended.output) == (1, "")
+        assert "there is no installation" in ended.error
+        assert await command(primary, "DBSIZE") == 0
+        await check_installation(primary, Keys())
+        await Admission(primary, Keys()).admit()
+        await open_feed(Log(primary, Keys()), "calm")
+        await command(replica, "REPLICAOF", "127.0.0.1", servers[0].port)
+
+        async def copied() -> bool:
+            return bool(await command(replica, "EXISTS", Keys().feed("calm").log))
+
+        await eventually(copied, what="the replica has the feed")
+        found = json.loads(status("--json", "--redis-url", servers[1].url).output)
+        assert found["installation"]["server"]["role"] == "replica"
+        assert [(feed["feed"], feed["head"], feed["lag_events"]) for feed in found["feeds"]] == [("calm", "1-1", 1)]
+        for client in (primary, replica):
+            await client.aclose()
+    finally:
+        for server in servers:
+            server.kill()
 
 
 async def test_a_projector_that_stands_still_is_said_with_the_lag(own: Installation) -> None:

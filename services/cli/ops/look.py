@@ -105,7 +105,7 @@ async def _server(redis: Redis, info: Mapping[str, Any]) -> ServerStatus:
     return ServerStatus(
         name=name,
         version=its_version,
-        role=info["role"],
+        role="replica" if info["role"] == "slave" else info["role"],
         replicas=int(info.get("connected_slaves", 0)),
         run_id=info["run_id"],
         up_seconds=int(info["uptime_in_seconds"]),

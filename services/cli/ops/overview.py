@@ -52,7 +52,7 @@ def _summary(report: Report) -> list[str]:
     if server.aof.rewrite_under_way:
         aof += ", being rewritten"
     standing = f"up {seconds_text(server.up_seconds)}" if found.running else "stopped; started for this look alone"
-    replicas = f", {server.replicas} replicas" if server.replicas else ""
+    replicas = f", {_count(server.replicas, 'replica')}" if server.replicas else ""
     held = Counter(shard.holder for shard in found.shards if shard.holder is not None)
     holders = ", ".join(f"{holder} ({count})" for holder, count in sorted(held.items()))
     durability = server.durability or "none to rely on"
@@ -74,7 +74,7 @@ def _epochs(found: Installation) -> list[str]:
     admissions = [shard.admission for shard in found.shards]
     missing = sum(not admission.admitted for admission in admissions)
     lines = []
-    if found.running and missing:
+    if found.running and missing and found.server.role == "master":
         lines.append(f"events      {missing} of {len(admissions)} shards take none until a writer admits the server")
     raised = max(
         (admission for admission in admissions if admission.raised_at), key=lambda a: a.raised_at or "", default=None

@@ -48,7 +48,7 @@ def status(
             show(report, Console(width=width, highlight=False), shards=shards)
         return 0 if report.healthy else 1
 
-    run_verb(redis_url, data_dir, run)
+    run_verb(redis_url, data_dir, run, read_only=True)
 
 
 async def _print_json(server: Server, named: Sequence[str], report: Report) -> None:
