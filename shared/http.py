@@ -70,8 +70,13 @@ async def read_json(request: web.Request, *, bytes_max: int = BODY_BYTES_MAX, re
 
     An optional body that is absent or empty is b"". Raises UnsupportedMediaType, BodyTooLarge, BodyTooSlow or Malformed.
     """
-    if request.can_read_body and request.content_type != "application/json":
-        raise UnsupportedMediaType(f"send application/json, not {request.content_type}")
+    return await read_body(request, "application/json", bytes_max=bytes_max, required=required)
+
+
+async def read_body(request: web.Request, content_type: str, *, bytes_max: int, required: bool = True) -> bytes:
+    """As `read_json`, for a body of another type."""
+    if request.can_read_body and request.content_type != content_type:
+        raise UnsupportedMediaType(f"send {content_type}, not {request.content_type}")
     if (request.content_length or 0) > bytes_max:
         raise BodyTooLarge(f"the body may have {bytes_max} bytes at most", bytes_max=bytes_max)
     body = bytearray()
@@ -88,7 +93,7 @@ async def read_json(request: web.Request, *, bytes_max: int = BODY_BYTES_MAX, re
         request.content.feed_eof()
         raise Malformed("the body is not encoded as its headers say") from None
     if required and not body:
-        raise Malformed("a JSON body is required")
+        raise Malformed("a JSON body is required" if content_type == "application/json" else "a body is required")
     return bytes(body)
 
 

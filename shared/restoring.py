@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
+from shared.epochs import Epochs
 from shared.errors import FieldError, HistoryDiffers, Invalid, Unavailable
 from shared.keys import Keys
 from shared.log import Log, in_order
@@ -39,6 +40,7 @@ class Restoring:
         self._redis = redis
         self._keys = keys
         self._log = Log(redis, keys)
+        self._epochs = Epochs(redis, keys)
 
     async def staged(self, feed: str) -> Staged:
         """How far the feed stands; ORIGIN for one that is neither there nor staged."""
@@ -109,7 +111,13 @@ class Restoring:
             standing, found = entry.position, chained(found, entry)
         if (standing, found) != (last, chain):
             raise _exists(feed)
+        await self._make_loss_visible(feed)
         return False
+
+    async def _make_loss_visible(self, feed: str) -> None:
+        """Readers may hold positions of the lost feed beyond what came back: then its epoch is raised."""
+        process = await self._epochs.process()
+        await self._epochs.make_losses_visible([feed], server=process.server)
 
     async def _standing(self, feed: str) -> Standing:
         raw = await cast("Any", self._redis.hgetall(self._keys.feed(feed).restore_head))

@@ -92,6 +92,10 @@ class DatelineClient:
     async def ticket(self, feed: str) -> Document:
         return (await self._exchange("POST", f"{_feed_path(feed)}/tickets")).document
 
+    async def import_events(self, feed: str, lines: bytes) -> Document:
+        """Hand over lines of an export, in order; safe to repeat."""
+        return (await self._exchange("POST", f"{_feed_path(feed)}/events", body=lines)).document
+
     # Reading
 
     async def feeds(self, *, cursor: str | None = None, **filters: str) -> Document:
@@ -140,6 +144,21 @@ class DatelineClient:
             after = difference["position"]
             if not difference["more"]:
                 return documents
+
+    async def quarantine(self, feed: str, *, min_position: str | None = None) -> Document:
+        return await self._read(f"{_feed_path(feed)}/quarantine", {"min_position": min_position})
+
+    @asynccontextmanager
+    async def events(self, feed: str, *, after: str | None = None) -> AsyncIterator[tuple[str, AsyncIterator[bytes]]]:
+        """The position up to which the log's events after `after` come, and their lines, each within ANSWER_SECONDS."""
+        async with self._session.get(
+            f"{self.base_url}{_feed_path(feed)}/events",
+            params=_query({"after": after}),
+            timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS, sock_read=ANSWER_SECONDS),
+        ) as response:
+            if response.status != 200:
+                raise problem_of(response, await response.read())
+            yield response.headers.get("Dateline-Position", ""), _lines(response.content)
 
     @asynccontextmanager
     async def stream(
@@ -199,7 +218,7 @@ class DatelineClient:
         method: str,
         path: str,
         *,
-        body: Document | None = None,
+        body: Document | bytes | None = None,
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Written:
@@ -215,15 +234,15 @@ class DatelineClient:
         method: str,
         path: str,
         *,
-        body: Document | None = None,
+        body: Document | bytes | None = None,
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Written:
         sent = dict(headers or {})
         data = None
         if body is not None:
-            data = msgspec.json.encode(body)
-            sent["Content-Type"] = "application/json"
+            data = body if isinstance(body, bytes) else msgspec.json.encode(body)
+            sent["Content-Type"] = "application/x-ndjson" if isinstance(body, bytes) else "application/json"
         async with self._session.request(
             method, f"{self.base_url}{path}", data=data, params=query, headers=sent
         ) as response:
@@ -242,6 +261,17 @@ class DatelineClient:
                 created=response.status == 201,
                 replayed=response.headers.get("Idempotent-Replay") == "true",
             )
+
+
+async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """Whole lines, however long, their ends included; a last one that is cut is left out."""
+    rest = bytearray()
+    async for data in content.iter_any():
+        rest += data
+        *whole, last = bytes(rest).split(b"\n")
+        for line in whole:
+            yield line + b"\n"
+        rest = bytearray(last)
 
 
 def _feed_path(feed: str) -> str:

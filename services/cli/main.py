@@ -15,6 +15,8 @@ COMMANDS = {
     "correct": "services.cli.newsroom:correct",
     "retract": "services.cli.newsroom:retract",
     "pin": "services.cli.newsroom:pin",
+    "export": "services.cli.transfer:export_feed",
+    "import": "services.cli.transfer:import_feed",
     "tail": "services.cli.tail:tail",
     "ops": "services.cli.ops:ops",
     "config": "services.cli.services:show_config",

@@ -22,6 +22,7 @@ def routes(
         web.get(feed + "/entries/{entry}/history", past_pages.history),
         web.get(feed + "/changes", pages.changes),
         web.get(feed + "/events", events.of_feed),
+        web.get(feed + "/quarantine", events.quarantine),
         web.get(feed + "/stream", streams.of_feed),
         web.get("/", live_page.index),
         web.get("/live/{feed}", live_page.show),

@@ -1,11 +1,13 @@
-"""`events`: the raw log of a feed over HTTP, as NDJSON.
+"""`events` and `quarantine`: the raw log of a feed over HTTP, as NDJSON, and which of its events are set aside.
 
 Owns the request and its range. The line is `shared.ndjson`'s, reading archive and stream as one the log's.
 """
 
 from collections.abc import AsyncGenerator
 
+import msgspec
 from aiohttp import hdrs, web
+from msgspec import Raw
 
 from services.gateway import params
 from services.gateway.reads import Reads
@@ -13,6 +15,7 @@ from services.gateway.streamed import streamed
 from services.gateway.waiting import Arrivals, read_at
 from shared.documents import is_feed_id
 from shared.errors import FeedNotFound
+from shared.http import json_response
 from shared.log import Head, Log
 from shared.ndjson import line_of
 from shared.position import ORIGIN, Position
@@ -49,6 +52,19 @@ class Events:
         }
         lines = self._lines(feed, after=after or ORIGIN, to=head.position)
         return await streamed(request, web.StreamResponse(headers=headers), lines)
+
+    async def quarantine(self, request: web.Request) -> web.StreamResponse:
+        """The records of the feed's events in quarantine, by position: with the events they make the feed."""
+        self._tokens.require(request)
+        feed, query = request.match_info["feed"], request.query
+        params.only(query, "min_position")
+        async with redis_errors("no record was read"):
+            await log_head(
+                self._log, self._reads, self._arrivals, feed, min_position=params.position(query, "min_position")
+            )
+            records = await self._log.quarantined(feed)
+        body = {"feed": feed, "records": {str(position): Raw(record) for position, record in sorted(records.items())}}
+        return json_response(msgspec.json.encode(body), headers={hdrs.CACHE_CONTROL: "private, no-store"})
 
     async def _lines(self, feed: str, *, after: Position, to: Position) -> AsyncGenerator[bytes, None]:
         # Only around the reading: a reader's own connection that breaks is no failure of the server's.

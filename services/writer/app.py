@@ -14,6 +14,7 @@ from aiohttp import hdrs, web
 
 from services.writer.commands import Command, MarkKeyEvent, PinEntry, UnmarkKeyEvent, UnpinEntry
 from services.writer.desk import Desk, Outcome, Request
+from services.writer.imports import Imports
 from services.writer.requests import Parser, request_fingerprint
 from shared.config import Durability
 from shared.documents import SCHEMA, Document, Feed, is_entry_id, is_feed_id, render
@@ -25,7 +26,7 @@ from shared.errors import (
     Malformed,
     OutcomeUnknown,
 )
-from shared.http import BATCH_BODY_BYTES_MAX, REQUEST_ID, etags, json_response, read_json
+from shared.http import BATCH_BODY_BYTES_MAX, REQUEST_ID, etags, json_response, read_body, read_json
 from shared.tokens import Tokens
 
 IDEMPOTENCY_KEY_CHARACTERS_MAX = 255
@@ -36,9 +37,9 @@ _REVISION = re.compile(r"([1-9][0-9]{0,9})(\.[1-9][0-9]*-[1-9][0-9]*)?")
 Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 
-def routes(desk: Desk, *, tokens: Tokens, durability: Callable[[], Durability]) -> list[web.RouteDef]:
+def routes(desk: Desk, imports: Imports, *, tokens: Tokens, durability: Callable[[], Durability]) -> list[web.RouteDef]:
     """The writing calls; `durability` is what the server was last found to keep."""
-    edge = _Edge(desk, tokens, durability)
+    edge = _Edge(desk, imports, tokens, durability)
     feed = "/v1/feeds/{feed}"
     entry = feed + "/entries/{entry}"
     return [
@@ -52,12 +53,14 @@ def routes(desk: Desk, *, tokens: Tokens, durability: Callable[[], Durability]) 
         web.put(entry + "/key-event", edge.flag(MarkKeyEvent)),
         web.delete(entry + "/key-event", edge.flag(UnmarkKeyEvent)),
         web.post(feed + "/batch", edge.batch),
+        web.post(feed + "/events", edge.import_events),
     ]
 
 
 class _Edge:
-    def __init__(self, desk: Desk, tokens: Tokens, durability: Callable[[], Durability]) -> None:
+    def __init__(self, desk: Desk, imports: Imports, tokens: Tokens, durability: Callable[[], Durability]) -> None:
         self._desk = desk
+        self._imports = imports
         self._tokens = tokens
         self._durability = durability
         self._parser = Parser(
@@ -66,9 +69,7 @@ class _Edge:
 
     async def open_feed(self, request: web.Request) -> web.Response:
         by = self._tokens.require(request)
-        feed = request.match_info["feed"]
-        if not is_feed_id(feed):
-            raise Invalid([FieldError("/feed", "must be 1 to 64 of a-z 0-9 -, and begin with a letter or digit")])
+        _new_feed(request)
         only_open = request.headers.get(hdrs.IF_NONE_MATCH)
         if only_open is not None and only_open.strip() != "*":
             raise Malformed("If-None-Match may only be * here")
@@ -114,6 +115,26 @@ class _Edge:
         body = await read_json(request, bytes_max=BATCH_BODY_BYTES_MAX)
         return await self._carry_out(request, self._parser.batch(body), by=by, body=body, batch=True)
 
+    async def import_events(self, request: web.Request) -> web.Response:
+        """Events that another installation recorded, verbatim; the feed is there once the closing line came."""
+        self._tokens.require(request)
+        feed = _new_feed(request)
+        kept = self._durability()
+        _check_durability(request, kept)
+        body = await read_body(request, "application/x-ndjson", bytes_max=BATCH_BODY_BYTES_MAX)
+        imported = await self._imports.take(feed, body)
+        answer = {
+            "position": str(imported.position),
+            "events": imported.position.n,
+            "complete": imported.complete,
+        }
+        headers = {
+            "Dateline-Position": str(imported.position),
+            "Dateline-Durability": kept,
+            hdrs.CACHE_CONTROL: "no-store",
+        }
+        return json_response(msgspec.json.encode(answer), headers=headers)
+
     async def _carry_out(
         self, request: web.Request, commands: Sequence[Command], *, by: str, body: bytes, batch: bool = False
     ) -> web.Response:
@@ -147,6 +168,14 @@ class _Edge:
         if outcome.created:
             headers[hdrs.LOCATION] = _location(document)
         return json_response(render(document), status=201 if outcome.created else 200, headers=headers)
+
+
+def _new_feed(request: web.Request) -> str:
+    """The feed's id in the path, where the call may make the feed."""
+    feed = request.match_info["feed"]
+    if not is_feed_id(feed):
+        raise Invalid([FieldError("/feed", "must be 1 to 64 of a-z 0-9 -, and begin with a letter or digit")])
+    return feed
 
 
 def _check_durability(request: web.Request, kept: Durability) -> None:

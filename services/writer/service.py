@@ -9,6 +9,7 @@ from aiohttp import web
 
 from services.writer.app import routes
 from services.writer.desk import Desk
+from services.writer.imports import Imports
 from shared.admission import Admission
 from shared.config import Config
 from shared.errors import Misconfigured, Unavailable
@@ -18,6 +19,7 @@ from shared.lifecycle import listen, run_until, serving
 from shared.log import Log
 from shared.metrics import Metrics
 from shared.redis import UNREACHABLE, check_installation, check_server, connect, needed_url
+from shared.restoring import Restoring
 from shared.tokens import Tokens
 from shared.witness import Witness
 
@@ -37,7 +39,12 @@ class Writer:
         self._admission = Admission(self._redis, self._keys)
         self.witness = Witness(self._redis, self._keys, on_restart=lambda: desk.forget())
         desk = Desk(Log(self._redis, self._keys), self._admission, self.witness, metrics)
-        self.routes: list[web.RouteDef] = routes(desk, tokens=Tokens(config.ops_token), durability=lambda: self._kept)
+        self.routes: list[web.RouteDef] = routes(
+            desk,
+            Imports(Restoring(self._redis, self._keys)),
+            tokens=Tokens(config.ops_token),
+            durability=lambda: self._kept,
+        )
         self.checks: Mapping[str, Check] = {"writer": self._check}
 
     async def prepare(self) -> None:

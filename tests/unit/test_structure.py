@@ -11,6 +11,7 @@ VOCABULARY = {
     "documents",
     "errors",
     "events",
+    "exports",
     "fingerprints",
     "fold",
     "incarnation",
