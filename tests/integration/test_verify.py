@@ -28,7 +28,7 @@ from services.writer.redaction import Redactions
 from shared.errors import FeedNotFound, Refused
 from shared.events import Envelope
 from shared.keys import Keys
-from shared.log import Log
+from shared.log import Log, stream_entry
 from shared.metrics import Metrics
 from shared.ndjson import StreamEntry
 from shared.position import Position
@@ -704,19 +704,20 @@ async def harm(redis: Redis, key: str, kind: str, choose: Callable[[int], int]) 
                 await raw(redis, "ZREM", key, member)
                 await raw(redis, "ZADD", key, 0, member[:-1] + bytes([member[-1] ^ 1]))
         return f"{member!r} is gone or another"
-    entries = await raw(redis, "XRANGE", key, "-", "+")
+    entries = [stream_entry(item) for item in await raw(redis, "XRANGE", key, "-", "+")]
     at = choose(len(entries))
+    what = f"without {entries[at].id!r}"
     if choose(2):
         del entries[at]
-        at = -1
+    else:
+        content = bytearray(entries[at].fields[b"content"]) or bytearray(b"x")
+        content[choose(len(content))] ^= 1
+        entries[at] = StreamEntry(entries[at].id, {**entries[at].fields, b"content": bytes(content)})
+        what = f"{entries[at].id!r} has another content"
     await raw(redis, "DEL", key)
-    for number, (entry_id, fields) in enumerate(entries):
-        if number == at:
-            content = bytearray(fields[3]) or bytearray(b"x")
-            content[choose(len(content))] ^= 1
-            fields[3] = bytes(content)
-        await raw(redis, "XADD", key, entry_id, *fields)
-    return "without an event" if at < 0 else f"{entries[at][0]!r} has another content"
+    for entry in entries:
+        await raw(redis, "XADD", key, entry.id, *(part for pair in entry.fields.items() for part in pair))
+    return what
 
 
 @settings(
