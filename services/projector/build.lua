@@ -6,7 +6,6 @@
 --       then number of arguments and documents: entry, JSON… · number of indexes to add to, each: index, number of members,
 --       members… · to remove from, likewise
 -- Gives "built" | "fenced" | "dropped" | "moved"
-local ARGUMENTS_MAX = 1000
 if redis.call('HGET', KEYS[1], 'fence') ~= ARGV[1] then return 'fenced' end
 if redis.call('HGET', KEYS[2], 'token') ~= ARGV[2] then return 'dropped' end
 if (redis.call('HGET', KEYS[3], 'checkpoint') or '') ~= ARGV[3] then return 'moved' end
@@ -17,23 +16,15 @@ local function number()
   return tonumber(ARGV[at - 1])
 end
 local arguments = number()
-local last = at + arguments - 1
-while at <= last do
-  local stop = math.min(at + ARGUMENTS_MAX - 1, last)
-  redis.call('HSET', KEYS[4], unpack(ARGV, at, stop))
-  at = stop + 1
-end
+-- A slice is of 500 events at most: its arguments fit on the stack of `unpack`, at most two for each.
+if arguments > 0 then redis.call('HSET', KEYS[4], unpack(ARGV, at, at + arguments - 1)) end
+at = at + arguments
 for _ = 1, number() do
   local index, members = ARGV[at], tonumber(ARGV[at + 1])
   at = at + 2
   local scored = {}
-  for i = 1, members do
-    scored[#scored + 1], scored[#scored + 2] = 0, ARGV[at + i - 1]
-    if #scored == ARGUMENTS_MAX or i == members then
-      redis.call('ZADD', ARGV[5] .. index, unpack(scored))
-      scored = {}
-    end
-  end
+  for i = 1, members do scored[2 * i - 1], scored[2 * i] = 0, ARGV[at + i - 1] end
+  redis.call('ZADD', ARGV[5] .. index, unpack(scored))
   redis.call('SADD', KEYS[6], index)
   at = at + members
 end

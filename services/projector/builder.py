@@ -216,6 +216,8 @@ class Builder:
             return True
         log.info("build_refused", feed=feed, why=answer)
         self._sites.pop(feed, None)
+        if answer == "unadmitted":
+            self._due[feed] = asyncio.get_running_loop().time() + ASIDE_SECONDS
         if answer == "fenced":
             self._leases.held.pop(self._keys.shard_of(feed), None)
         return False

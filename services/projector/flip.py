@@ -13,7 +13,10 @@ _flip = Script(__file__, "flip.lua")
 
 
 async def flip(redis: Redis, keys: Keys, site: Site, survey: Survey, *, fence: int) -> str:
-    """ "flipped", or why not: "fenced", "dropped" (another build was asked for) or "moved" (the live generation did)."""
+    """ "flipped", or why not: "fenced", "dropped" (another build was asked for), "moved" (the live generation did).
+
+    A repair of a log whose server may have lost some of it is "unadmitted" until that is settled, like any append.
+    """
     build = site.build
     feed = keys.feed(build.feed)
     shard = keys.shard(keys.shard_of(build.feed))
@@ -35,6 +38,7 @@ async def flip(redis: Redis, keys: Keys, site: Site, survey: Survey, *, fence: i
         feed.head,
         shard.dirty,
         shard.doorbell,
+        shard.incarnation,
     )
     args: list[Arg] = [
         fence,
@@ -44,6 +48,7 @@ async def flip(redis: Redis, keys: Keys, site: Site, survey: Survey, *, fence: i
         site.generation,
         str(site.checkpoint),
         envelope,
+        build.because,
     ]
     args += [str(position) for position in sorted(build.without)]
     answer: bytes = await _flip(redis, names, args)

@@ -14,7 +14,7 @@ from services.projector import rebuild as rebuild_module
 from services.projector.flip import flip
 from services.projector.retired import only_active_generation, remove_piece, rest
 from shared.errors import CannotFold, Corrupted
-from shared.events import Encoded, EntryPinned, EpochRaised, Event, decode
+from shared.events import Encoded, EntryPinned, EpochRaised, Event, FeedOpened, decode
 from shared.fold import FOLD_VERSION
 from shared.keys import Keys
 from shared.log import Log, stream_entry
@@ -22,6 +22,7 @@ from shared.position import Position
 from shared.read_models import READ_MODELS
 from shared.redis import Redis, command
 from tests.integration.builders import (
+    FIELDS,
     appending,
     checkpoint,
     damaged,
@@ -33,6 +34,7 @@ from tests.integration.builders import (
     is_dirty,
     log_entries,
     log_positions,
+    open_feed,
     published,
 )
 from tests.integration.rebuild_kit import Owner, an_owner, append, history
@@ -456,3 +458,133 @@ async def test_a_redaction_asks_for_no_build_where_none_was_under_way(redis: Red
     assert await only_active_generation(redis, keys, FEED, by="ops:anna") == 1
     assert (await owner.latest()).state == "flipped"
     assert await only_active_generation(redis, keys, "no-such-feed", by="ops:anna") == 0
+
+
+# The scripts, where only they can tell
+
+
+async def test_a_build_tells_how_far_it_is(owner: Owner) -> None:
+    site = await owner.built(events_max=7)
+    latest = await owner.latest()
+    assert (latest.checkpoint, latest.events) == (site.checkpoint, site.checkpoint.n)
+
+
+async def test_a_feed_whose_opening_is_in_quarantine_is_built_without_a_document(redis: Redis, keys: Keys) -> None:
+    await open_feed(Log(redis, keys), FEED, event=damaged(FeedOpened(FIELDS)))
+    owner = Owner(redis, keys, FEED)
+    await owner.to_head()
+    await owner.ask()
+    site = await owner.built()
+    assert await owner.keys_of(site.generation) == await owner.keys_of(1)
+    assert not await redis.exists(keys.feed(FEED).of_generation(2).feed)
+
+
+async def test_a_build_that_was_not_begun_can_be_given_up(redis: Redis, keys: Keys, owner: Owner) -> None:
+    assert await owner.rebuilds.fail(await owner.latest(), "why", fence=1) == "failed"
+    assert not await redis.exists(keys.feed(FEED).retired)
+
+
+async def test_doorbells_and_frames_stay_capped(redis: Redis, keys: Keys) -> None:
+    owner = await an_owner(redis, keys, FEED, [damaged(published("e1"))])
+    await mend(redis, keys, at="1-2", event=published("e1"))
+    shard = keys.shard(keys.shard_of(FEED))
+    await owner.ask(reason="repair", without=[Position(1, 2)])
+
+    async def crowd(stream: str) -> None:
+        pipeline = redis.pipeline(transaction=False)
+        for _ in range(1500):
+            pipeline.execute_command("XADD", stream, "*", "f", "another", "feed", "another")
+        await pipeline.execute()
+
+    await crowd(shard.doorbell)
+    assert await owner.builds.ask_anew(FEED, reason="redaction", by="ops:anna") is not None
+    assert await redis.xlen(shard.doorbell) < 1200
+    site = await owner.built()
+    await crowd(shard.doorbell)
+    await crowd(shard.frames)
+    assert await owner.flip(site) == "flipped"
+    assert await redis.xlen(shard.frames) < 1200
+    assert await redis.xlen(shard.doorbell) < 1200
+
+
+async def test_a_repair_rings_for_the_raised_epoch_and_says_why(redis: Redis, keys: Keys) -> None:
+    owner = await an_owner(redis, keys, FEED, [damaged(published("e1"))])
+    await mend(redis, keys, at="1-2", event=published("e1"))
+    await owner.ask(reason="repair", without=[Position(1, 2)], because="mended")
+    site = await owner.built()
+    doorbell, head = keys.shard(keys.shard_of(FEED)).doorbell, keys.feed(FEED).head
+    await command(redis, "DEL", doorbell)
+    await command(redis, "HSET", head, "recorded_at", "5")
+    assert await owner.flip(site) == "flipped"
+    [rung] = await command(redis, "XRANGE", doorbell, "-", "+")
+    assert stream_entry(rung).fields == {b"feed": FEED.encode()}
+    reason, because, at, recorded_at = await command(
+        redis, "HMGET", head, "raised_reason", "raised_because", "raised_at", "recorded_at"
+    )
+    assert (reason, because, at) == (b"repaired", b"mended", recorded_at)
+    assert int(at) > 5
+
+
+async def test_the_instant_of_a_repair_does_not_run_backwards(redis: Redis, keys: Keys) -> None:
+    owner = await an_owner(redis, keys, FEED, [damaged(published("e1"))])
+    await mend(redis, keys, at="1-2", event=published("e1"))
+    await owner.ask(reason="repair", without=[Position(1, 2)])
+    site = await owner.built()
+    late = 9_000_000_000_000
+    await command(redis, "HSET", keys.feed(FEED).head, "recorded_at", late)
+    assert await owner.flip(site) == "flipped"
+    assert (await log_entries(redis, keys, FEED))[-1].fields[b"recorded_at"] == str(late).encode()
+
+
+@pytest.mark.parametrize("damage", ["log", "head"])
+async def test_a_repair_of_a_feed_without_log_or_head_is_corruption(redis: Redis, keys: Keys, damage: str) -> None:
+    owner = await an_owner(redis, keys, FEED, [damaged(published("e1"))])
+    await mend(redis, keys, at="1-2", event=published("e1"))
+    await owner.ask(reason="repair", without=[Position(1, 2)])
+    site = await owner.built()
+    await command(redis, "DEL", getattr(keys.feed(FEED), damage))
+    with pytest.raises(Corrupted, match="head"):
+        await owner.flip(site)
+
+
+async def test_a_plain_flip_asks_neither_for_admission_nor_for_the_head(redis: Redis, keys: Keys, owner: Owner) -> None:
+    site = await owner.built()
+    await command(redis, "DEL", keys.feed(FEED).head, keys.shard(keys.shard_of(FEED)).incarnation)
+    assert await owner.flip(site) == "flipped"
+
+
+async def test_a_repair_waits_until_the_server_is_admitted(redis: Redis, keys: Keys) -> None:
+    owner = await an_owner(redis, keys, FEED, [damaged(published("e1"))])
+    await mend(redis, keys, at="1-2", event=published("e1"))
+    await owner.ask(reason="repair", without=[Position(1, 2)])
+    site = await owner.built()
+    await command(redis, "HSET", keys.shard(keys.shard_of(FEED)).incarnation, "server", "another")
+    before = await dump(redis, keys)
+    assert await owner.flip(site) == "unadmitted"
+    assert await dump(redis, keys) == before
+
+
+async def test_documents_are_read_up_to_so_many_bytes_and_the_first_one_always(redis: Redis, keys: Keys) -> None:
+    documents = keys.feed(FEED).of_generation(1).documents
+    await command(redis, "HSET", documents, "a", "x" * 10, "b", "x" * 10, "c", "x" * 10)
+    for bytes_max, entries, found in ((5, "abc", 1), (10, "abc", 1), (20, "abc", 2), (30, "abc", 3), (5, "naxb", 1)):
+        answer = await rebuild_module._before(redis, (documents,), (bytes_max, *entries))
+        assert len(answer) == found, (bytes_max, entries)
+    assert await rebuild_module._before(redis, (documents,), (10, "n", "m", "a")) == [None, None, b"x" * 10]
+
+
+async def test_feeds_without_a_generation_are_neither_outdated_nor_in_the_way(
+    redis: Redis, keys: Keys, owner: Owner
+) -> None:
+    shard = keys.shard_of(FEED)
+    await command(redis, "ZADD", keys.shard(shard).feeds, 1, "ghost", 2, "husk")
+    await command(redis, "SET", keys.shard(shard).feeds.removesuffix("feeds") + "f:husk:active", "1")
+    assert await owner.rebuilds.outdated(shard, start=0) == (3, [])
+    await command(redis, "HSET", keys.feed(FEED).of_generation(1).meta, "fold", FOLD_VERSION - 1)
+    assert await owner.rebuilds.outdated(shard, start=0) == (3, [FEED])
+    assert await owner.rebuilds.outdated(shard, start=3) == (0, [])
+
+
+async def test_a_feed_that_nobody_projected_has_nothing_to_go_to(redis: Redis, keys: Keys) -> None:
+    survey = await Owner(redis, keys, FEED).survey()
+    assert (survey.active, survey.build, survey.retired) == (None, None, [])

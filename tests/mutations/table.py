@@ -43,7 +43,7 @@ TESTS: Mapping[str, Sequence[str]] = {
     "ask.lua": ("test_rebuild",),
     "before.lua": ("test_rebuild",),
     "begin.lua": ("test_rebuild",),
-    "build.lua": ("test_rebuild",),
+    "build.lua": ("test_rebuild", "test_builder"),
     "fail.lua": ("test_rebuild", "test_builder"),
     "flip.lua": ("test_rebuild", "test_builder"),
     "outdated.lua": ("test_builder",),
