@@ -37,7 +37,7 @@ class _Cursor(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     key: str
 
 
-class Past(Struct, frozen=True, forbid_unknown_fields=True):
+class _Moment(Struct, frozen=True, forbid_unknown_fields=True):
     """The moment of a past page: `at` as it was asked for, and the position that it meant when the walk began."""
 
     at: str
@@ -49,7 +49,7 @@ class _PastCursor(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     feed: str
     filters: Filters
     key: str
-    past: Past
+    past: _Moment
 
 
 class PastPlace(NamedTuple):
@@ -68,7 +68,7 @@ def write_cursor(feed: str, filters: Filters, *, key: str) -> str:
 
 
 def write_past_cursor(feed: str, filters: Filters, *, key: str, at: str, position: Position) -> str:
-    return _write(_PastCursor(_FORMAT, feed, filters, key, Past(at, str(position))))
+    return _write(_PastCursor(_FORMAT, feed, filters, key, _Moment(at, str(position))))
 
 
 def read_cursor(text: str, feed: str, filters: Filters) -> str:

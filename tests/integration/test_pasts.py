@@ -4,6 +4,7 @@ import asyncio
 import json
 import sqlite3
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -11,10 +12,13 @@ import pytest
 from services.gateway import pasts as module
 from services.gateway.past import Past
 from services.writer.redaction import Redactions
+from shared import segments
+from shared.archiving import Archiving
 from shared.keys import Keys
 from shared.log import Log
 from shared.position import Position
 from shared.redis import Redis, command
+from shared.trimming import Trimming
 from tests.integration.builders import log_entries
 from tests.integration.conftest import RunningServer
 from tests.integration.gateway_kit import (
@@ -562,3 +566,38 @@ async def test_a_redaction_that_is_asked_for_everywhere_reaches_the_past(
             await asyncio.sleep(0.01)
     file = gateway.gateway._pasts._kept[FEED].past._file
     assert SECRET not in "\n".join(file.iterdump())
+
+
+# Archives
+
+
+async def test_what_was_trimmed_from_the_stream_is_past_and_raw_log_as_before(
+    newsroom: Newsroom, gateway: Running, redis: Redis, keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "SEGMENT_EVENTS_MAX", 10)
+    await newsroom.story(FEED, 12)
+    await raise_epoch(redis, keys, FEED)
+    for i in range(13, 24):
+        await newsroom.publish(FEED, f"e{i}")
+    await newsroom.pin(FEED, "e3")
+    await newsroom.commit_all(FEED)
+    raw = (await get(gateway, f"/v1/feeds/{FEED}/events")).body
+    positions = [json.loads(line)["position"] for line in raw.splitlines()]
+    before = [await walked(gateway, f"at={position}&limit=5") for position in positions]
+    told_before = await history(gateway, "e3")
+    await Archiving(redis, keys).archive(FEED, url=str(tmp_path / "archives"))
+    await Trimming(redis, keys).trim(FEED)
+    assert await command(redis, "XLEN", keys.feed(FEED).log) < 5
+    # Gathered anew, and after that gone on with.
+    for _ in range(2):
+        assert [await walked(gateway, f"at={position}&limit=5") for position in positions] == before
+        assert await history(gateway, "e3") == told_before
+        assert (await get(gateway, f"/v1/feeds/{FEED}/events")).body == raw
+        await gateway.gateway._pasts.forget(FEED)
+    for i, position in enumerate(positions):
+        after = await get(gateway, f"/v1/feeds/{FEED}/events?after={position}")
+        assert after.body == b"".join(raw.splitlines(keepends=True)[i + 1 :])
+    for stale in ("2-13", "1-14", "2-4", "1-20", "2-999", "3-3"):
+        for path in (f"events?after={stale}", f"entries?at={stale}"):
+            answer = await get(gateway, f"/v1/feeds/{FEED}/{path}")
+            assert (answer.status, answer.json["type"]) == (410, "urn:dateline:problem:stale-position"), path
