@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from services.gateway.cursor import Filters
-from shared.documents import Document, Entry, Feed, Tombstone, parse_document, render
+from shared.documents import Document, Feed, Tombstone, parse_document, render
 from shared.errors import CannotFold, Corrupted
 from shared.events import EntryCorrected, EntryRedacted, EntryRetracted, Recorded, about, decode
 from shared.fold import Documents, fold
@@ -173,10 +173,10 @@ class Past:
     def _add(self, before: Document | None, after: Document, recorded: Recorded) -> None:
         n, event = recorded.position.n, recorded.event
         self._file.execute(
-            "INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, 0)",
-            (after.id, n, render(after), after.revision, _why(event), _without_content(after)),
+            "INSERT INTO versions VALUES (?, ?, ?, ?, ?, 0, 0)",
+            (after.id, n, render(after), after.revision, _why(event)),
         )
-        changes = index_changes(_listed(before), _listed(after), MODELS)
+        changes = index_changes(before, after, MODELS)
         self._file.executemany(_END_OF_MEMBER, [(n, *pair, *pair) for pair in changes.removed])
         self._file.executemany(
             "INSERT INTO members VALUES (?, ?, ?, ?)",
@@ -216,9 +216,7 @@ class Past:
             if raw is None:
                 continue
             document = parse_document(raw)
-            self._file.executemany(
-                "DELETE FROM members WHERE idx = ? AND member = ?", list(members(_listed(document), MODELS))
-            )
+            self._file.executemany("DELETE FROM members WHERE idx = ? AND member = ?", list(members(document, MODELS)))
             # The last one is what the fold goes on from.
             kept = render(_stripped(document)) if before_n == STILL and n == versions[-1] else None
             self._file.execute(
@@ -308,15 +306,6 @@ def _why(event: Any) -> str | None:
     if isinstance(event, EntryCorrected):
         return event.content.correction_note or None
     return None
-
-
-def _without_content(document: Document) -> bool:
-    """Whether a redaction took the content before the fold came by: a live entry has a headline or a body."""
-    return isinstance(document, Entry) and document.headline is None and not document.body
-
-
-def _listed(document: Document | None) -> Document | None:
-    return None if document is None or _without_content(document) else document
 
 
 def _stripped(document: Document) -> Document:

@@ -14,7 +14,7 @@ from typing import TypeVar
 import structlog
 
 from services.gateway.past import Past
-from shared.errors import Corrupted, FeedNotFound, NewerLog, Unavailable
+from shared.errors import FeedNotFound, NewerLog, Unavailable
 from shared.log import Head, Log
 from shared.ndjson import StreamEntry
 from shared.position import ORIGIN, Position
@@ -193,26 +193,19 @@ class Pasts:
             folded_bytes += part_bytes
             part, part_bytes = [], 0
 
-        try:
-            read = self._log.read(past.feed, after=after, to=head.position, chunk_events=EVENTS_PER_SLICE_MAX)
-            async with aclosing(read):
-                async for entry in read:
-                    part.append(entry)
-                    part_bytes += len(entry.fields[b"envelope"]) + len(entry.fields[b"content"])
-                    if len(part) >= EVENTS_PER_SLICE_MAX or part_bytes >= BYTES_PER_SLICE_MAX:
-                        await fold()
-                        if kept.dropped or folded >= EVENTS_PER_FILLING_MAX or folded_bytes >= BYTES_PER_FILLING_MAX:
-                            break
-            await fold()
-        except Corrupted:
-            # A log whose end was lost after we folded it is no broken log.
-            if await self._still(past, head):
-                raise
-            await self._drop(past.feed)
-        else:
-            if not kept.dropped:
-                kept.size_bytes = await self.run(kept, lambda: past.size_bytes)
-                await self._keep_within_bounds(past.feed)
+        read = self._log.read(past.feed, after=after, to=head.position, chunk_events=EVENTS_PER_SLICE_MAX)
+        async with aclosing(read):
+            async for entry in read:
+                part.append(entry)
+                part_bytes += len(entry.fields[b"envelope"]) + len(entry.fields[b"content"])
+                if len(part) >= EVENTS_PER_SLICE_MAX or part_bytes >= BYTES_PER_SLICE_MAX:
+                    await fold()
+                    if kept.dropped or folded >= EVENTS_PER_FILLING_MAX or folded_bytes >= BYTES_PER_FILLING_MAX:
+                        break
+        await fold()
+        if not kept.dropped:
+            kept.size_bytes = await self.run(kept, lambda: past.size_bytes)
+            await self._keep_within_bounds(past.feed)
 
     # Dropping
 

@@ -146,6 +146,24 @@ async def test_a_head_request_leaves_the_connection_good_for_the_next(newsroom: 
     await writer.wait_closed()
 
 
+@on_one_server
+async def test_what_is_appended_while_the_log_is_given_is_the_next_requests(
+    newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await newsroom.story(FEED, 1)
+    original = Log.head
+
+    async def head(log: Log, feed: str) -> Any:
+        found = await original(log, feed)
+        await newsroom.publish(FEED, "meanwhile")
+        return found
+
+    with monkeypatch.context() as once:
+        once.setattr(Log, "head", head)
+        assert positions(await events(gateway)) == ["1-1", "1-2"]
+    assert positions(await events(gateway)) == ["1-1", "1-2", "1-3"]
+
+
 async def large(newsroom: Newsroom, *, entries: int) -> None:
     """A log of about 250 KB an event."""
     await newsroom.open(FEED)
