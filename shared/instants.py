@@ -35,6 +35,11 @@ def instant_of(milliseconds: int) -> str:
     return _text(_EPOCH_IN_UTC + timedelta(milliseconds=milliseconds))
 
 
+def optional_instant(milliseconds: str | int | None) -> str | None:
+    """The instant of milliseconds as Redis has them, None for none."""
+    return None if milliseconds is None else instant_of(int(milliseconds))
+
+
 def milliseconds_of(instant: str) -> int:
     """Milliseconds from 1970 to an instant in Dateline's own text form."""
     return (datetime.fromisoformat(instant) - _EPOCH) // timedelta(milliseconds=1)

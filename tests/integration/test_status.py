@@ -7,9 +7,11 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from services.cli.ops.look import FEEDS_PER_ROUND, feeds_of, installation_of
-from services.cli.ops.report import FeedStatus, Installation
+from services.cli.ops.feed_status import FeedStatus
+from services.cli.ops.installation import Installation
+from services.cli.ops.look import FEEDS_PER_ROUND, feeds_of
 from services.cli.ops.server import Server
+from services.cli.ops.surroundings import installation_of
 from services.projector.lease import Leases
 from shared.admission import Admission
 from shared.archiving import Archiving

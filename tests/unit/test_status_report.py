@@ -9,25 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from services.cli.ops.figures import bytes_text, seconds_text
-from services.cli.ops.overview import show
-from services.cli.ops.report import (
+from services.cli.ops.feed_status import (
     LAG_STANDS_SECONDS,
-    TOLD_MAX,
-    Admission,
-    Aof,
     ArchiveStatus,
     BuildStatus,
     EpochStatus,
     FeedStatus,
-    Installation,
     LogSize,
-    ProjectorStatus,
     Quarantine,
-    Report,
-    ServerStatus,
-    ShardStatus,
 )
+from services.cli.ops.figures import bytes_text, seconds_text
+from services.cli.ops.installation import Admission, Aof, Installation, ProjectorStatus, ServerStatus, ShardStatus
+from services.cli.ops.overview import show
+from services.cli.ops.report import TOLD_MAX, Report
 
 AOF = Aof(enabled=True, last_write="ok", rewrite_under_way=False, size_bytes=1)
 SERVER = ServerStatus(

@@ -1,62 +1,22 @@
-"""A look at an installation for `dateline ops status`: reads only, each feed of one moment, many feeds in one round trip.
+"""A look at feeds for `ops status`: reads only, each feed of one moment, many feeds in one round trip.
 
-Owns the reading. What it means is `report`'s.
+Owns the reading of feeds, and of which there are. What it means is `report`'s.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from services.cli.ops.report import (
-    Admission,
-    Aof,
-    ArchiveStatus,
-    BuildStatus,
-    EpochStatus,
-    FeedStatus,
-    Installation,
-    LogSize,
-    ProjectorStatus,
-    Quarantine,
-    ServerStatus,
-    ShardStatus,
-)
-from services.cli.ops.server import Server
+from services.cli.ops.feed_status import ArchiveStatus, BuildStatus, EpochStatus, FeedStatus, LogSize, Quarantine
 from services.projector.builds import parse_build
-from services.projector.release import Release
-from shared.errors import FeedNotFound, Misconfigured
-from shared.instants import instant_of
-from shared.keys import SHARD_TAGS, SHARDS, Keys
-from shared.members import Members
+from shared.errors import FeedNotFound
+from shared.instants import instant_of, optional_instant
+from shared.keys import SHARDS, Keys
 from shared.position import ORIGIN, Position
-from shared.redis import Redis, Script, check_server, command, run_pipeline, server_name
+from shared.redis import Redis, Script, command, run_pipeline
 
 FEEDS_PER_ROUND = 50
 
 _look = Script(__file__, "look.lua", read_only=True)
-
-
-async def installation_of(server: Server) -> Installation:
-    """Server, processes and shards. Of the feeds nothing but their numbers."""
-    redis, keys = server.redis, server.keys
-    now = await _now(redis)
-    info = await redis.info()
-    # A server that was started for this look still knows the processes that were killed with its last one.
-    alive = [
-        [] if server.started_here else sorted(await Members(redis, key).alive())
-        for key in (keys.projectors, keys.gateways)
-    ]
-    return Installation(
-        release=version("dateline"),
-        at=instant_of(now),
-        running=not server.started_here,
-        data_dir=str(server.data_dir) if server.data_dir is not None else None,
-        key_prefix=keys.prefix,
-        server=await _server(redis, info),
-        projectors=[_projector(name) for name in alive[0]],
-        gateways=alive[1],
-        shards=await _shards(redis, keys, now, f"{info['run_id']} {info['master_replid']}"),
-    )
 
 
 async def feeds_of(redis: Redis, keys: Keys, named: Sequence[str]) -> AsyncIterator[FeedStatus]:
@@ -78,101 +38,6 @@ async def feeds_of(redis: Redis, keys: Keys, named: Sequence[str]) -> AsyncItera
 async def known_feeds(redis: Redis, keys: Keys) -> list[str]:
     """The id of every feed, shard by shard."""
     return [feed for shard in range(SHARDS) for feed in await _names(redis, keys, shard)]
-
-
-async def _now(redis: Redis) -> int:
-    seconds, microseconds = await command(redis, "TIME")
-    return int(seconds) * 1000 + int(microseconds) // 1000
-
-
-def _projector(announced: str) -> ProjectorStatus:
-    release = Release.announced(announced)
-    return ProjectorStatus(
-        name=announced.partition(" ")[0],
-        fold_version=release.fold if release else None,
-        read_models=release.models if release else (),
-    )
-
-
-async def _server(redis: Redis, info: Mapping[str, Any]) -> ServerStatus:
-    name, its_version = server_name(info)
-    durability = problem = None
-    try:
-        durability = await check_server(redis, durability="memory")
-    except Misconfigured as error:
-        problem = error.detail
-    enabled = bool(info["aof_enabled"])
-    return ServerStatus(
-        name=name,
-        version=its_version,
-        role="replica" if info["role"] == "slave" else info["role"],
-        replicas=int(info.get("connected_slaves", 0)),
-        run_id=info["run_id"],
-        up_seconds=int(info["uptime_in_seconds"]),
-        durability=durability,
-        problem=problem,
-        memory_used_bytes=int(info["used_memory"]),
-        memory_max_bytes=int(info.get("maxmemory", 0)) or None,
-        aof=Aof(
-            enabled=enabled,
-            last_write=str(info.get("aof_last_write_status", "ok")),
-            rewrite_under_way=bool(info.get("aof_rewrite_in_progress", 0)),
-            size_bytes=int(info["aof_current_size"]) if enabled and "aof_current_size" in info else None,
-        ),
-    )
-
-
-async def _shards(redis: Redis, keys: Keys, now: int, server: str) -> list[ShardStatus]:
-    """`server` is the process that answers, as incarnations name it."""
-    pipeline = redis.pipeline(transaction=False)
-    for shard in range(SHARDS):
-        names = keys.shard(shard)
-        pipeline.hmget(names.lease, ["owner", "fence", "expires"])
-        pipeline.zcard(names.feeds)
-        pipeline.scard(names.dirty)
-        pipeline.scard(names.builds)
-        pipeline.hmget(names.incarnation, ["server", "admitted_at", "raising", "raised_at", "raised_because"])
-    answers = iter(await run_pipeline(redis, pipeline))
-    found = []
-    for shard, (lease, feeds, dirty, builds, incarnation) in enumerate(zip(*[answers] * 5, strict=True)):
-        owner, fence, expires = lease
-        left = int(expires or 0) - now
-        held = bool(owner) and left > 0
-        found.append(
-            ShardStatus(
-                shard=shard,
-                tag=SHARD_TAGS[shard],
-                holder=owner.decode() if held else None,
-                fence=int(fence or 0),
-                seconds_left=left / 1000 if held else None,
-                feeds=feeds,
-                dirty_feeds=dirty,
-                builds=builds,
-                admission=_admission(server, *(raw.decode() if raw else None for raw in incarnation)),
-            )
-        )
-    return found
-
-
-def _admission(
-    server: str,
-    admitted: str | None,
-    admitted_at: str | None,
-    raising: str | None,
-    raised_at: str | None,
-    raised_because: str | None,
-) -> Admission:
-    return Admission(
-        admitted=admitted == server,
-        admitted_at=_instant(admitted_at),
-        raising=raising,
-        raised_at=_instant(raised_at),
-        raised_because=raised_because,
-    )
-
-
-def _instant(milliseconds: str | int | None) -> str | None:
-    return None if milliseconds is None else instant_of(int(milliseconds))
 
 
 async def _names(redis: Redis, keys: Keys, shard: int) -> list[str]:
@@ -231,7 +96,7 @@ def _feed(feed: str, found: _Looked) -> FeedStatus | None:
         fold_version=int(meta["fold"]) if "fold" in meta else None,
         epoch=EpochStatus(
             number=position.epoch,
-            raised_at=_instant(head.get("raised_at")),
+            raised_at=optional_instant(head.get("raised_at")),
             reason=head.get("raised_reason"),
             because=head.get("raised_because"),
         ),
@@ -267,8 +132,8 @@ def _build(feed: str, raw: Sequence[bytes], head: Position) -> BuildStatus | Non
         events=build.events,
         progress=build.checkpoint.n / head.n if build.under_way else None,
         requested_at=instant_of(build.requested_at),
-        started_at=_instant(build.started_at),
-        updated_at=_instant(build.updated_at),
+        started_at=optional_instant(build.started_at),
+        updated_at=optional_instant(build.updated_at),
         detail=build.detail or None,
     )
 

@@ -10,8 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from services.cli.ops.feed_status import FeedStatus
 from services.cli.ops.figures import bytes_text, events_text, seconds_text
-from services.cli.ops.report import FeedStatus, Installation, Report
+from services.cli.ops.installation import Installation
+from services.cli.ops.report import Report
 from services.cli.terminal import plain
 
 

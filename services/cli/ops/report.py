@@ -1,7 +1,6 @@
-"""The report of `dateline ops status`: what stands where, and what of it needs a human.
+"""The report of `ops status`: which feeds come first, what they sum up to, and what needs a human.
 
-Owns its form, which is what `--json` prints, and the verdict; both pure. Where the facts come from is `look`'s, how a person
-reads them `overview`'s. Positions are text, instants RFC 3339, seconds numbers; every field is always there.
+Owns the verdict, which is pure. Its facts are `feed_status` and `installation`; how a person reads them is `overview`'s.
 """
 
 import heapq
@@ -10,169 +9,13 @@ from typing import Any, NamedTuple
 
 from msgspec import Struct
 
+from services.cli.ops.feed_status import FeedStatus
 from services.cli.ops.figures import events_text, seconds_text
+from services.cli.ops.installation import Installation
 
-# A projector that dies is followed by another in under 5 s. What is not folded after twice that is not folded by itself.
-LAG_STANDS_SECONDS = 10.0
 MEMORY_SHARE_MAX = 0.9
 # Of each kind of trouble so many are told; all are counted.
 TOLD_MAX = 10
-
-
-class Aof(Struct, frozen=True):
-    """The server's append-only file. `size_bytes` is null where it is off."""
-
-    enabled: bool
-    last_write: str
-    rewrite_under_way: bool
-    size_bytes: int | None
-
-
-class ServerStatus(Struct, frozen=True):
-    """`durability` is the most that the server keeps, null when `problem` says why it must not be used at all."""
-
-    name: str
-    version: str
-    role: str
-    replicas: int
-    run_id: str
-    up_seconds: int
-    durability: str | None
-    problem: str | None
-    memory_used_bytes: int
-    memory_max_bytes: int | None
-    aof: Aof
-
-
-class ProjectorStatus(Struct, frozen=True):
-    """A projector that is alive, and what its release folds and keeps."""
-
-    name: str
-    fold_version: int | None
-    read_models: Sequence[str]
-
-
-class Admission(Struct, frozen=True):
-    """Whether the server process that runs now takes appends to a shard, and since when it or the one before does.
-
-    `raising` is why epochs are being raised before it may; `raised_because` why they last were, null for never.
-    """
-
-    admitted: bool
-    admitted_at: str | None
-    raising: str | None
-    raised_at: str | None
-    raised_because: str | None
-
-
-class ShardStatus(Struct, frozen=True):
-    """`holder` is null, and `seconds_left` with it, when no projector holds the shard's lease."""
-
-    shard: int
-    tag: str
-    holder: str | None
-    fence: int
-    seconds_left: float | None
-    feeds: int
-    dirty_feeds: int
-    builds: int
-    admission: Admission
-
-
-class Quarantine(Struct, frozen=True):
-    open: int
-    discarded: int
-
-
-class LogSize(Struct, frozen=True):
-    """The part of the log that stands in the server's memory; `first` is null for an empty stream."""
-
-    events: int
-    memory_bytes: int
-    first: str | None
-
-
-class ArchiveStatus(Struct, frozen=True):
-    """Where the feed's archive is and how far it reaches, all null for a feed that was never archived.
-
-    `trimmed_to` is the last position that stands in the archive alone, `bytes` the size of the archive's segments.
-    """
-
-    url: str | None
-    archived_to: str | None
-    trimmed_to: str | None
-    bytes: int | None
-
-
-class BuildStatus(Struct, frozen=True):
-    """The latest build of a generation; `progress` is from 0 to 1 while it is under way, null before and after."""
-
-    state: str
-    reason: str
-    by: str
-    because: str | None
-    generation: int | None
-    checkpoint: str | None
-    events: int
-    progress: float | None
-    requested_at: str
-    started_at: str | None
-    updated_at: str | None
-    detail: str | None
-
-    @property
-    def under_way(self) -> bool:
-        return self.state in ("asked", "building")
-
-
-class EpochStatus(Struct, frozen=True):
-    """The last raise of the epoch; null, all but the number, while the first epoch lasts."""
-
-    number: int
-    raised_at: str | None
-    reason: str | None
-    because: str | None
-
-
-class FeedStatus(Struct, frozen=True):
-    """`lag_seconds` is the age of the oldest event that is not folded yet. `checkpoint` and what comes of the generation are
-    null before the first commit, `build` for a feed that was never rebuilt."""
-
-    feed: str
-    shard: int
-    status: str
-    entries: int
-    head: str
-    recorded_at: str
-    checkpoint: str | None
-    lag_events: int
-    lag_seconds: float
-    generation: int | None
-    fold_version: int | None
-    epoch: EpochStatus
-    quarantine: Quarantine
-    log: LogSize
-    archive: ArchiveStatus
-    build: BuildStatus | None
-
-    @property
-    def stands(self) -> bool:
-        return self.lag_seconds > LAG_STANDS_SECONDS
-
-    @property
-    def building(self) -> bool:
-        return self.build is not None and self.build.under_way
-
-    @property
-    def build_failed(self) -> bool:
-        return self.build is not None and self.build.state == "failed"
-
-    @property
-    def rank(self) -> tuple[float, bool, bool, bool, str, str]:
-        """Greater is worse: what lags, longest first, quarantined, building; then the most recently active."""
-        lag = self.lag_seconds if self.stands else 0.0
-        build = self.build_failed or self.building
-        return lag, self.quarantine.open > 0, build, self.lag_events > 0, self.recorded_at, self.feed
 
 
 class Trouble(Struct, frozen=True):
@@ -203,20 +46,6 @@ class Totals(Struct):
     building_feeds: int = 0
     archived_feeds: int = 0
     archive_bytes: int = 0
-
-
-class Installation(Struct, frozen=True):
-    """What is not a feed's. `running` is false for an `up` that has stopped, whose server this command started for itself."""
-
-    release: str
-    at: str
-    running: bool
-    data_dir: str | None
-    key_prefix: str
-    server: ServerStatus
-    projectors: Sequence[ProjectorStatus]
-    gateways: Sequence[str]
-    shards: Sequence[ShardStatus]
 
 
 class _Ranked(NamedTuple):

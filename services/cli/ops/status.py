@@ -1,6 +1,7 @@
 """`dateline ops status`: how an installation and its feeds are, and whether anything needs a human.
 
-Owns the command and its two forms of output. Facts come from `look`, the verdict from `report`, the tables from `overview`.
+Owns the command and its two forms of output.
+Facts come from `look` and `surroundings`, the verdict from `report`, the tables from `overview`.
 """
 
 import sys
@@ -10,10 +11,11 @@ import click
 import msgspec
 from rich.console import Console
 
-from services.cli.ops.look import feeds_of, installation_of
+from services.cli.ops.look import feeds_of
 from services.cli.ops.overview import show
 from services.cli.ops.report import Report
 from services.cli.ops.server import Server, run_verb, server_options
+from services.cli.ops.surroundings import installation_of
 
 FEEDS_SHOWN = 30
 # Without a terminal whose width is known: as wide as the widest table.
