@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from shared.errors import CannotFold, Corrupted, EntryNotFound, Unavailable
+from shared.errors import CannotFold, Corrupted, EntryNotFound, FeedNotFound, Unavailable
 from shared.events import EntryRedacted, Envelope, Removed, about, encode
 from shared.keys import Keys
 from shared.log import Append, Appended, Guards, Log, NewRecord, Stale, stream_entry
@@ -98,7 +98,9 @@ class Redactions:
         for _ in range(ATTEMPTS_MAX):
             looked = await self._log.look(feed, entries=[entry], pins=False, command=None)
             record = looked.records.get(entry)
-            if looked.head is None or record is None:
+            if looked.head is None:
+                raise FeedNotFound(feed)
+            if record is None:
                 raise EntryNotFound(feed, entry)
             traces = await self.traces(feed, entry)
             if traces.redacted is not None:

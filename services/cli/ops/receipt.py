@@ -5,8 +5,6 @@ Owns its form. Which places there are, and how each is cleared, is `redact`'s.
 
 import msgspec
 from msgspec import Struct
-from rich.console import Console
-from rich.table import Table
 
 from services.cli.terminal import plain
 from shared.events import Removed
@@ -38,15 +36,15 @@ class Receipt(Struct, frozen=True):
     def as_json(self) -> bytes:
         return msgspec.json.encode({**msgspec.structs.asdict(self), "complete": self.complete})
 
-    def show(self, console: Console) -> None:
-        console.print(
-            f"Redacted {self.feed}/{self.entry} at {self.position} by {plain(self.by)}: {plain(self.reason)}",
-            markup=False,
-        )
-        for removed in self.removed:
-            console.print(f"  removed the content at {removed.position}, SHA-256 {removed.digest}", markup=False)
-        table = Table("place", "confirmed", "", box=None, pad_edge=False)
-        for place in self.places:
-            table.add_row(plain(place.place), "yes" if place.confirmed else "NO", plain(place.detail))
-        console.print(table)
-        console.print("Backups, exports and caches of others made before this are not within reach: remove them there.")
+    def lines(self) -> list[str]:
+        """For people: one place a line, nothing cut, so that it can be filed."""
+        by, reason = plain(self.by), plain(self.reason)
+        return [
+            f"Redacted {self.feed}/{self.entry} at {self.position} by {by}: {reason}",
+            *(f"  removed the content at {removed.position}, SHA-256 {removed.digest}" for removed in self.removed),
+            *(
+                f"  {'confirmed  ' if place.confirmed else 'UNCONFIRMED'}  {plain(place.place)}: {plain(place.detail)}"
+                for place in self.places
+            ),
+            "Backups, exports and caches of others made before this are not within reach: remove them there.",
+        ]

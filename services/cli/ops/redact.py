@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import click
 import structlog
-from rich.console import Console
 
 from services.cli.ops.persisted import clear_server, look_into_files, remove_torn_tails
 from services.cli.ops.receipt import Place, Receipt
@@ -59,7 +58,7 @@ def redact(
         if as_json:
             click.echo(receipt.as_json())
         else:
-            receipt.show(Console(soft_wrap=True))
+            click.echo("\n".join(receipt.lines()))
         return 0 if receipt.complete else 1
 
     run_verb(redis_url, data_dir, run)
