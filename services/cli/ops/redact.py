@@ -76,9 +76,11 @@ async def carry_out(server: Server, feed: str, entry: str, *, reason: str, by: s
         places = [await _read_models(server.redis, server.keys, feed, redacted.position)]
         frames = await redactions.empty_frames(feed, traces.positions)
         places.append(Place("frames", confirmed=True, detail=f"{frames} emptied"))
-        places += await _gateways(server.redis, server.keys, redactions, feed, entry)
+        await _gateways(server.redis, server.keys, redactions, feed, entry)
         if traces.left:
             await redactions.rewrite_log(feed, emptied)
+        # Once more: what a gateway read of the log before it was written anew is dropped too.
+        places += await _gateways(server.redis, server.keys, redactions, feed, entry)
         left = await redactions.left_in_stream(feed, emptied)
         detail = (
             f"{len(traces.left)} contents removed, digests kept" if not left else f"still at {left}; run this again"
