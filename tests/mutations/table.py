@@ -46,7 +46,7 @@ TESTS: Mapping[str, Sequence[str]] = {
     "build.lua": ("test_rebuild", "test_builder"),
     "fail.lua": ("test_rebuild", "test_builder"),
     "flip.lua": ("test_rebuild", "test_builder"),
-    "outdated.lua": ("test_builder",),
+    "outdated.lua": ("test_rebuild", "test_builder"),
     "rest.lua": ("test_rebuild",),
     "discard.lua": ("test_quarantine",),
     "retire.lua": ("test_rebuild",),
