@@ -135,7 +135,7 @@ async def test_what_was_staged_becomes_the_feed_with_its_quarantine_and_somebody
     assert await command(redis, "HGETALL", its.quarantine) == {b"1-1": b'{"reason":"r"}'}
     assert await command(redis, "SMEMBERS", shard.dirty) == {FEED.encode()}
     rings = await command(redis, "XRANGE", shard.doorbell, "-", "+")
-    assert [fields for _, fields in rings] == [[b"feed", FEED.encode()]]
+    assert [fields for _, fields in rings] == [{b"feed": FEED.encode()}]
     assert await command(redis, "EXISTS", its.restore_log, its.restore_head, its.restore_entries) == 0
 
 
