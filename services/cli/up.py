@@ -20,6 +20,7 @@ import structlog
 from services.cli.children import ending_with_its_owner
 from services.cli.data_dir import DataDir
 from services.cli.embedded import EmbeddedServer
+from services.cli.heads import admit_embedded, keep_heads
 from services.gateway.service import Gateway
 from services.writer.service import Writer
 from shared.config import PREFIX, Config
@@ -66,6 +67,7 @@ async def installation(config: Config, *, data_dir: Path) -> AsyncIterator[Insta
             server = await EmbeddedServer.start(lock, binary=binary)
             stack.push_async_callback(server.stop)
             log.info("server_started", server=server.name, version=server.version)
+            await admit_embedded(server.url, lock.path, key_prefix=config.key_prefix)
         config = msgspec.structs.replace(
             config, redis_url=server.url if server else config.redis_url, ops_token=ops_token
         )
@@ -85,6 +87,7 @@ async def installation(config: Config, *, data_dir: Path) -> AsyncIterator[Insta
                 behind = [group.create_task(_keep_projector(config)), group.create_task(gateway.run())]
                 behind.append(group.create_task(writer.run()))
                 if server is not None:
+                    behind.append(group.create_task(keep_heads(lock.path, writer.witness)))
                     behind.append(group.create_task(_watch(server)))
                 try:
                     # In the group's own task: cancelled first, and what it needs to drain still runs.

@@ -2,7 +2,7 @@
 -- KEYS  1 active  2 head
 -- ARGV  1 prefix of the generations  2 key of the position ("" from the start)  3 documents at most  4 bytes at most
 -- Gives {generation, checkpoint, feed document, position of the feed's own last change, {document…},
---        1 if there are more or false, number of entries changed since, {epoch, n} of the head} or {false}
+--        1 if there are more or false, number of entries changed since, {epoch, n, lost epoch or false} of the head} or {false}
 local POSITION_KEY = 20
 local active = redis.call('GET', KEYS[1])
 if not active then return {false} end
@@ -22,5 +22,5 @@ end
 local meta = redis.call('HMGET', base .. 'meta', 'checkpoint', 'feed_position')
 return {
   active, meta[1], redis.call('GET', base .. 'feed'), meta[2], found, #found < #members,
-  redis.call('ZLEXCOUNT', base .. 'i:changed', after, '+'), redis.call('HMGET', KEYS[2], 'epoch', 'n'),
+  redis.call('ZLEXCOUNT', base .. 'i:changed', after, '+'), redis.call('HMGET', KEYS[2], 'epoch', 'n', 'lost_epoch'),
 }

@@ -3,12 +3,12 @@
 Owns their frames and that a difference asked by thousands at the same moment is read once.
 """
 
-import asyncio
 from collections.abc import Sequence
 from functools import cached_property
 
 from services.gateway.reads import DIFFERENCE_DOCUMENTS_MAX, Difference, Moment, Reads
 from services.gateway.ring import Ready
+from services.gateway.single_flight import SingleFlight
 from shared.position import Position
 from shared.redis import redis_errors
 
@@ -66,25 +66,14 @@ class Differences:
 
     def __init__(self, reads: Reads) -> None:
         self._reads = reads
-        self._under_way: dict[tuple[str, Position, int], asyncio.Task[Folded | None]] = {}
+        self._under_way: SingleFlight[tuple[str, Position, int], Folded | None] = SingleFlight()
 
     async def since(
         self, feed: str, position: Position, *, documents_max: int = DIFFERENCE_DOCUMENTS_MAX
     ) -> Folded | None:
         """None when the feed is not readable; Unavailable when the log's server is not."""
         key = (feed, position, documents_max)
-        task = self._under_way.get(key)
-        if task is None:
-            task = asyncio.get_running_loop().create_task(self._read(feed, position, documents_max))
-            self._under_way[key] = task
-            task.add_done_callback(lambda done: self._done(key, done))
-        # One who leaves must not take the answer from the others.
-        return await asyncio.shield(task)
-
-    def _done(self, key: tuple[str, Position, int], task: asyncio.Task[Folded | None]) -> None:
-        del self._under_way[key]
-        if not task.cancelled():
-            task.exception()  # whoever still waits gets it; nobody may be left to
+        return await self._under_way.read(key, lambda: self._read(feed, position, documents_max))
 
     async def _read(self, feed: str, position: Position, documents_max: int) -> Folded | None:
         async with redis_errors("the difference was not read"):

@@ -3,7 +3,7 @@
 -- ARGV  1 prefix of the generations  2 index  3 order  4 lower bound  5 upper bound  6 key to go on after or ""
 --       7 limit  8 wants pins ("1")  9 lower bound of the first published to count, or ""
 -- Gives {generation, checkpoint, feed document, total, {document…}, last member if there are more or false,
---        {pinned document…}, unread or false, {epoch, n} of the head} or {false}
+--        {pinned document…}, unread or false, {epoch, n, lost epoch or false} of the head} or {false}
 local SORT_KEY, PIN_KEY = 44, 20
 local active = redis.call('GET', KEYS[1])
 if not active then return {false} end
@@ -35,5 +35,5 @@ if ARGV[9] ~= '' then unread = redis.call('ZLEXCOUNT', base .. 'i:first_publishe
 return {
   active, redis.call('HGET', base .. 'meta', 'checkpoint'), redis.call('GET', base .. 'feed'),
   redis.call('ZLEXCOUNT', index, lower, upper), fetch(members, SORT_KEY, limit),
-  #members > limit and members[limit], pinned, unread, redis.call('HMGET', KEYS[2], 'epoch', 'n'),
+  #members > limit and members[limit], pinned, unread, redis.call('HMGET', KEYS[2], 'epoch', 'n', 'lost_epoch'),
 }

@@ -6,17 +6,19 @@ timer for a reader that keeps up. Frames come from `tail`, the first words of a 
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator
 from typing import Any
 
 import structlog
 
-from services.gateway.connection import Connection
 from services.gateway.differences import Differences, Folded
-from services.gateway.frames import PING, bye, live
-from services.gateway.ring import Ready, Ring
-from shared.errors import Corrupted, Unavailable
+from services.gateway.followed import Followed
+from services.gateway.frames import PING, bye, frame, live, reset
+from services.gateway.reader import Positions, Reader, moved, stream_id
+from services.gateway.reads import Page
+from services.gateway.ring import Ready
+from services.gateway.snapshots import Snapshots
+from shared.errors import Corrupted, StalePosition, Unavailable
 from shared.metrics import Metrics
 from shared.position import Position
 
@@ -33,66 +35,13 @@ BACKLOG_FRAMES_MAX = 1_000
 BRING_UPS_MAX = 32
 MEND_AGAIN_SECONDS = 0.2
 
-Positions = tuple[Position | None, ...]
-
-
-class Reader:
-    """One stream. `positions[i]` is how far it has come in `feeds[i]`, None where it has not begun.
-
-    `joined`: its ids name every feed (`/v1/stream`). `sees_private`: it may see private feeds.
-    """
-
-    def __init__(self, connection: Connection, feeds: tuple[str, ...], *, joined: bool, sees_private: bool) -> None:
-        self.connection = connection
-        self.feeds = feeds
-        self.joined = joined
-        self.sees_private = sees_private
-        self.positions: Positions = (None,) * len(feeds)
-        # Feeds in the middle of a folded difference: they are owed its end and a `live`.
-        self.folding: set[int] = set()
-        # Its stream has said its first words: from now on the readers' side sends.
-        self.begun = False
-        self.live = False
-        self.bringing_up = False
-        self.stalled_since: float | None = None
-        self.acknowledged: int | None = None
-
-    def at(self, i: int, position: Position) -> str:
-        """Move on to `position` in feed i, and give the id that says so."""
-        self.positions = moved(self.positions, i, position)
-        return stream_id(self.feeds, self.positions) if self.joined else str(position)
-
-    def send(self, data: bytes) -> None:
-        self.connection.write(data)
-
-
-def moved(positions: Positions, i: int, position: Position) -> Positions:
-    return (*positions[:i], position, *positions[i + 1 :])
-
-
-def stream_id(feeds: Sequence[str], positions: Positions) -> str:
-    """`feed:position` pairs in feed order; feeds that have not begun are missing."""
-    return ",".join(f"{feed}:{at}" for feed, at in zip(feeds, positions, strict=True) if at is not None)
-
-
-class Followed:
-    """A feed that has readers here. `position` is up to where its frames have come, None before that is known."""
-
-    def __init__(self, feed: str) -> None:
-        self.feed = feed
-        self.position: Position | None = None
-        self.ring = Ring()
-        self.readers: dict[Reader, int] = {}
-        self.backlog: deque[Ready] = deque()
-        self.mending = False
-        self.swept: Position | None = None
-
 
 class Readers:
     """All readers of one gateway process."""
 
-    def __init__(self, differences: Differences, metrics: Metrics, *, readers_max: int) -> None:
+    def __init__(self, differences: Differences, snapshots: Snapshots, metrics: Metrics, *, readers_max: int) -> None:
         self._differences = differences
+        self._snapshots = snapshots
         self._metrics = metrics
         self._readers_max = readers_max
         self._followed: dict[str, Followed] = {}
@@ -159,13 +108,26 @@ class Readers:
     def _run_backlog(self, followed: Followed) -> None:
         while followed.backlog and followed.position is not None and not followed.mending:
             ready = followed.backlog[0]
-            if ready.position.n <= followed.position.n:
+            if ready.position <= followed.position:
                 followed.backlog.popleft()
-            elif ready.position.n == followed.position.n + 1 and (ready.data or ready.kind == "skipped"):
+            elif ready.position.epoch > followed.position.epoch and ready.kind == "epoch":
+                # n may lie below what was sent: that is then what was lost.
+                followed.backlog.popleft()
+                self._raised(followed, ready)
+            elif ready.position == followed.position.next() and (ready.data or ready.kind == "skipped"):
                 followed.backlog.popleft()
                 self._dispatch(followed, ready)
             else:
                 self._mend(followed)
+
+    def _raised(self, followed: Followed, ready: Ready) -> None:
+        """A new epoch: every reader forgets what it holds, and gets a snapshot."""
+        if ready.data == b"epoch":
+            followed.lost_epoch = max(followed.lost_epoch, ready.position.epoch)
+        followed.position = ready.position
+        followed.ring.clear()
+        for reader in list(followed.readers):
+            self._behind(reader)
 
     def _dispatch(self, followed: Followed, ready: Ready) -> None:
         followed.ring.append(ready)
@@ -177,9 +139,9 @@ class Readers:
         # A copy: a write may end a reader, and an ended reader leaves.
         for reader, i in list(followed.readers.items()):
             at = reader.positions[i]
-            if not reader.live or at is None or ready.position.n <= at.n:
+            if not reader.live or at is None or ready.position <= at:
                 continue
-            if ready.position.n != at.n + 1:
+            if ready.position != at.next():
                 self._behind(reader)
                 continue
             if reader.joined:
@@ -216,15 +178,16 @@ class Readers:
             asked_for = followed.backlog[0] if followed.backlog else None
             difference = await self._differences.since(followed.feed, position, documents_max=1)
             missing = followed.backlog[0] if followed.backlog else None
-            exact = missing is not None and missing.position.n == position.n + 1
+            exact = missing is not None and missing.position == position.next()
             if difference is None:
                 followed.backlog.clear()
                 return
+            followed.learn(difference.moment)
             if exact and missing is not None and (ready := difference.frame_at(missing.position)) is not None:
                 followed.backlog.popleft()
                 self._dispatch(followed, ready)
                 return
-            if missing is not None and missing is asked_for and missing.position.n > difference.moment.checkpoint.n:
+            if missing is not None and missing is asked_for and missing.position > difference.moment.checkpoint:
                 # A frame of what the read models do not hold is none of this history.
                 followed.backlog.popleft()
             # Readers take the difference each from where it stands; the ring begins anew after it.
@@ -254,6 +217,15 @@ class Readers:
         if followed.backlog:
             followed.backlog.clear()
             self.missed(followed)
+
+    def forget_all(self) -> None:
+        """Another server process answers: what frames brought from the last one is no more than a memory."""
+        for followed in list(self._followed.values()):
+            followed.ring.clear()
+            followed.backlog.clear()
+            followed.swept = None
+            if followed.position is not None:
+                self.missed(followed)
 
     def missed(self, followed: Followed) -> None:
         """The sweep saw a checkpoint that no frame has brought."""
@@ -292,7 +264,7 @@ class Readers:
                         reader.live = True
                         return
                     await self._step(reader, i)
-        except Unavailable as error:
+        except (Unavailable, StalePosition) as error:
             log.info("reader_not_brought_up", error=repr(error))
             self.end(reader, "unavailable")
         except Corrupted as error:
@@ -308,7 +280,7 @@ class Readers:
         """A feed in which the reader stands before the frames, None when it has caught up with all of them."""
         for i, feed in enumerate(reader.feeds):
             at, position = reader.positions[i], self._followed[feed].position
-            if i in reader.folding or (at is not None and position is not None and at.n < position.n):
+            if i in reader.folding or (at is not None and position is not None and at < position):
                 return i
         return None
 
@@ -317,6 +289,9 @@ class Readers:
         at = reader.positions[i]
         if at is None:
             raise RuntimeError("a reader that has not begun cannot be brought up")
+        if followed.position is not None and at.epoch < followed.position.epoch:
+            await self._reset(reader, i, followed)
+            return
         frames = None if i in reader.folding else followed.ring.after(at)
         if frames is not None:
             reader.send(b"".join(ready.wire_with(reader.at(i, ready.position)) for ready in frames))
@@ -328,8 +303,42 @@ class Readers:
         if difference is None or (difference.moment.visibility == "private" and not reader.sees_private):
             self.end(reader, "expired")
             return
+        if at.epoch < difference.moment.checkpoint.epoch:
+            # No frame has told of it yet; the reader is reset in the next step.
+            followed.learn(difference.moment)
+            followed.ring.clear()
+            followed.position = max(followed.position or at, difference.moment.checkpoint)
+            return
         self._metrics.catch_ups.inc()
         self.send_difference(reader, i, difference)
+
+    async def _reset(self, reader: Reader, i: int, followed: Followed) -> None:
+        """A reader in an older epoch forgets what it holds and begins again with a snapshot."""
+        at, position = reader.positions[i], followed.position
+        if at is None or position is None:
+            raise RuntimeError("a reader that has not begun holds nothing to forget")
+        page = await self._snapshots.of(followed.feed, order=reader.order, limit=reader.snapshot, at_least=position)
+        if reader not in self._slot_of:
+            return
+        if page is None or (page.moment.visibility == "private" and not reader.sees_private):
+            self.end(reader, "expired")
+            return
+        followed.learn(page.moment)
+        reader.folding.discard(i)
+        self.send_reset(reader, i, page, reason=followed.reason_for(at.epoch))
+
+    def send_reset(self, reader: Reader, i: int, page: Page, *, reason: str) -> None:
+        """`reset`, and all that follows it: the snapshot and `live`."""
+        self._metrics.resets.labels(reason).inc()
+        reader.send(reset(reader.feeds[i], reason))
+        self.send_snapshot(reader, i, page)
+
+    def send_snapshot(self, reader: Reader, i: int, page: Page) -> None:
+        """A page to begin from, and `live`: what comes next follows it without a gap."""
+        feed = reader.feeds[i]
+        self.begin(reader, i, page.moment.checkpoint)
+        position = reader.at(i, page.moment.checkpoint)
+        reader.send(frame("snapshot", page.snapshot(), position=position) + live(feed, position=position))
 
     def send_difference(self, reader: Reader, i: int, difference: Folded) -> None:
         """One chunk of the folded difference from where the reader stands, and `live` after the last one."""

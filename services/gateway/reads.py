@@ -13,6 +13,7 @@ from msgspec import Struct
 from services.gateway.cursor import Filters, write_cursor
 from shared.documents import Visibility, is_feed_id
 from shared.errors import Corrupted
+from shared.events import EpochReason
 from shared.keys import Keys
 from shared.position import ORIGIN, Position
 from shared.read_models import index_for
@@ -27,13 +28,21 @@ _document = Script(__file__, "document.lua", read_only=True)
 
 
 class Moment(Struct, frozen=True):
-    """What every read of a feed is of: a generation at a checkpoint, the feed's document there, and the log's head."""
+    """What every read of a feed is of: a generation at a checkpoint, the feed's document there, and the log's head.
+
+    `lost_epoch` is the last epoch that was raised because history may have been lost, 0 if none was.
+    """
 
     generation: int
     checkpoint: Position
     head: Position
+    lost_epoch: int
     feed: bytes
     visibility: Visibility
+
+    def reason_for(self, epoch: int) -> EpochReason:
+        """Why one who holds positions of an older epoch must forget them."""
+        return "epoch" if self.lost_epoch > epoch else "repaired"
 
 
 class Page(Struct, frozen=True):
@@ -165,12 +174,13 @@ _changed = msgspec.json.Decoder(Changed)
 
 
 def _moment(feed: str, generation: bytes, checkpoint: bytes, document: bytes, head: Sequence[bytes]) -> Moment:
-    if None in head:
+    if None in head[:2]:
         raise Corrupted(f"the feed {feed!r} has a generation and no head", feed=feed)
     return Moment(
         generation=int(generation),
         checkpoint=Position.parse(checkpoint.decode()),
         head=Position(int(head[0]), int(head[1])),
+        lost_epoch=int(head[2] or 0),
         feed=document,
         visibility=_visible.decode(document).visibility,
     )

@@ -19,6 +19,7 @@ from services.gateway.pasts import Pasts
 from services.gateway.purges import Purges
 from services.gateway.readers import Readers
 from services.gateway.reads import Reads
+from services.gateway.snapshots import Snapshots
 from services.gateway.streams import Streams
 from services.gateway.tail import BLOCK_SECONDS, Tail
 from services.gateway.waiting import Arrivals
@@ -32,6 +33,7 @@ from shared.members import process_name
 from shared.metrics import Metrics
 from shared.redis import UNREACHABLE, check_installation, connect, connect_for_blocking, needed_url
 from shared.tokens import Tokens
+from shared.witness import Witness
 
 log = structlog.get_logger()
 
@@ -52,14 +54,16 @@ class Gateway:
         log_ = Log(self._redis, self._keys)
         self._pasts = Pasts(log_)
         past_pages = PastPages(log_, reads, arrivals, tokens, self._pasts)
-        self._readers = Readers(differences, metrics, readers_max=config.readers_max)
+        snapshots = Snapshots(reads, arrivals)
+        self._readers = Readers(differences, snapshots, metrics, readers_max=config.readers_max)
+        self._witness = Witness(self._redis, self._keys, on_restart=self._restarted)
         self._purges = Purges(self._redis, self._keys, name=process_name(), forget=self._forget)
-        self._tail = Tail(self._redis, self._blocking, self._keys, self._readers, arrivals, self._purges)
+        self._tail = Tail(self._redis, self._blocking, self._keys, self._readers, arrivals, self._purges, self._witness)
         self.routes: list[web.RouteDef] = routes(
             Pages(reads, listing, arrivals, tokens, past_pages),
             past_pages,
             Events(log_, reads, arrivals, tokens),
-            Streams(reads, differences, self._readers, arrivals, tokens, metrics),
+            Streams(reads, differences, snapshots, self._readers, arrivals, tokens, metrics),
             LivePage(reads, listing, tokens),
         )
         self.checks: Mapping[str, Check] = {"gateway": self._check}
@@ -73,6 +77,7 @@ class Gateway:
             group.create_task(self._tail.run())
             group.create_task(self._readers.keep_time())
             group.create_task(self._readers.watch())
+            group.create_task(self._witness.watch())
 
     async def drain(self) -> None:
         await self._readers.drain()
@@ -84,6 +89,11 @@ class Gateway:
             await self._purges.leave()
         await self._redis.aclose()
         await self._blocking.aclose()
+
+    def _restarted(self) -> None:
+        """Another server process than before: what this one remembers of its streams and frames is no more than that."""
+        self._tail.forget()
+        self._readers.forget_all()
 
     def _forget(self, feed: str, entry: str) -> Awaitable[None]:
         """Frames at once, before another one is delivered; the past when its file can be written."""

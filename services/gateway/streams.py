@@ -12,11 +12,13 @@ from msgspec import Struct
 
 from services.gateway import params
 from services.gateway.connection import Connection
-from services.gateway.cursor import Filters, Order
+from services.gateway.cursor import Order
 from services.gateway.differences import Differences, Folded
-from services.gateway.frames import bye, frame, live, reset, retry
-from services.gateway.readers import Reader, Readers
-from services.gateway.reads import Found, Moment, Reads
+from services.gateway.frames import bye, live, retry
+from services.gateway.reader import Reader
+from services.gateway.readers import Readers
+from services.gateway.reads import Found, Moment, Page, Reads
+from services.gateway.snapshots import Snapshots
 from services.gateway.waiting import Arrivals, read_at
 from shared.documents import is_feed_id
 from shared.errors import Corrupted, FeedNotFound, StalePosition, Unavailable
@@ -69,6 +71,7 @@ class Streams:
         self,
         reads: Reads,
         differences: Differences,
+        snapshots: Snapshots,
         readers: Readers,
         arrivals: Arrivals,
         tokens: Tokens,
@@ -76,6 +79,7 @@ class Streams:
     ) -> None:
         self._reads = reads
         self._differences = differences
+        self._snapshots = snapshots
         self._readers = readers
         self._arrivals = arrivals
         self._tokens = tokens
@@ -115,7 +119,14 @@ class Streams:
 
     async def _follow(self, transport: asyncio.Transport, wish: Wish, *, sees_private: bool) -> None:
         connection = Connection(transport, on_writable=lambda: self._readers.bring_up(reader))
-        reader = Reader(connection, wish.feeds, joined=wish.joined, sees_private=sees_private)
+        reader = Reader(
+            connection,
+            wish.feeds,
+            joined=wish.joined,
+            sees_private=sees_private,
+            order=wish.order,
+            snapshot=wish.snapshot or SNAPSHOT_DEFAULT,
+        )
         self._readers.join(reader)
         try:
             reader.send(retry())
@@ -173,7 +184,7 @@ class Streams:
         difference = await read()
         head = difference.moment.head
         if last.epoch < head.epoch:
-            await self._reset(reader, i, "epoch", wish)
+            await self._reset(reader, i, difference.moment.reason_for(last.epoch), wish)
         elif last > head:
             await self._reset(reader, i, "position", wish)
         elif wish.catch_up is not None and difference.changed > wish.catch_up:
@@ -186,24 +197,17 @@ class Streams:
             self._readers.send_difference(reader, i, difference)
 
     async def _reset(self, reader: Reader, i: int, reason: str, wish: Wish) -> None:
-        self._metrics.resets.labels(reason).inc()
-        reader.send(reset(reader.feeds[i], reason))
-        await self._snapshot(reader, i, wish)
+        self._readers.send_reset(reader, i, await self._page(reader, i, wish), reason=reason)
 
     async def _snapshot(self, reader: Reader, i: int, wish: Wish) -> None:
+        self._readers.send_snapshot(reader, i, await self._page(reader, i, wish))
+
+    async def _page(self, reader: Reader, i: int, wish: Wish) -> Page:
         feed = reader.feeds[i]
-        async with redis_errors("the snapshot was not read"):
-            page = await read_at(
-                self._arrivals,
-                feed,
-                lambda: self._reads.page(feed, Filters(order=wish.order), limit=wish.snapshot or SNAPSHOT_DEFAULT),
-                min_position=wish.min_positions[i],
-            )
+        page = await self._snapshots.of(feed, order=reader.order, limit=reader.snapshot, at_least=wish.min_positions[i])
         if page is None or _hidden(page.moment, reader.sees_private):
             raise FeedNotFound(feed)
-        self._readers.begin(reader, i, page.moment.checkpoint)
-        position = reader.at(i, page.moment.checkpoint)
-        reader.send(frame("snapshot", page.snapshot(), position=position) + live(feed, position=position))
+        return page
 
     async def _moment(self, feed: str, min_position: Position | None, *, sees_private: bool) -> Moment:
         async def read() -> Found | None:

@@ -10,14 +10,16 @@ from typing import Any
 
 import structlog
 
+from services.gateway.followed import Followed
 from services.gateway.purges import Purges
-from services.gateway.readers import Followed, Readers
+from services.gateway.readers import Readers
 from services.gateway.ring import Ready
 from services.gateway.waiting import Arrivals
 from shared.errors import Unavailable
 from shared.keys import SHARDS, Keys
 from shared.position import Position
 from shared.redis import UNREACHABLE, Redis, command
+from shared.witness import Witness
 
 log = structlog.get_logger()
 
@@ -31,7 +33,14 @@ STALE_SECONDS = 5.0
 
 class Tail:
     def __init__(
-        self, redis: Redis, blocking: Redis, keys: Keys, readers: Readers, arrivals: Arrivals, purges: Purges
+        self,
+        redis: Redis,
+        blocking: Redis,
+        keys: Keys,
+        readers: Readers,
+        arrivals: Arrivals,
+        purges: Purges,
+        witness: Witness,
     ) -> None:
         self._redis = redis
         self._blocking = blocking
@@ -39,6 +48,7 @@ class Tail:
         self._readers = readers
         self._arrivals = arrivals
         self._purges = purges
+        self._witness = witness
         self._streams = [keys.shard(shard).frames for shard in range(SHARDS)]
         self._cursors: dict[str, str] = {}
         self._heard = float("-inf")
@@ -48,6 +58,10 @@ class Tail:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow())
             group.create_task(self._sweep_often())
+
+    def forget(self) -> None:
+        """Another server process may answer: where its streams end is found anew."""
+        self._cursors.clear()
 
     async def check(self) -> dict[str, Any]:
         """Facts for readiness; Unavailable when frames or sweeps have stopped coming."""
@@ -59,8 +73,13 @@ class Tail:
 
     async def _follow(self) -> None:
         loop = asyncio.get_running_loop()
+        interrupted = True
         while True:
             try:
+                if interrupted:
+                    # Before anything is asked of a server that may be another than before.
+                    await self._witness.check()
+                    interrupted = False
                 if not self._cursors:
                     await self._find_ends()
                 answer = await command(
@@ -75,12 +94,15 @@ class Tail:
                     *self._cursors.values(),
                 )
                 self._heard = loop.time()
+                if not self._cursors:
+                    continue  # forgotten meanwhile: what came is of the server before
                 for stream, entries in answer or []:
                     self._cursors[stream.decode()] = entries[-1][0].decode()
                     for _, fields in entries:
                         self._deliver(fields)
-            except UNREACHABLE as error:
+            except (Unavailable, *UNREACHABLE) as error:
                 log.warning("tail_interrupted", error=repr(error))
+                interrupted = True
                 await asyncio.sleep(BACKOFF_SECONDS)
 
     def _deliver(self, fields: dict[bytes, bytes]) -> None:
@@ -91,6 +113,7 @@ class Tail:
         if fields[b"k"] == b"flip":
             return  # another generation at the same checkpoint: nobody holds anything else because of it
         position = Position.parse(fields[b"p"].decode())
+        self._witness.saw(feed, position)
         self._readers.deliver(Ready(feed, position, fields[b"k"].decode(), fields[b"d"]))
         self._arrivals.moved(feed)
 
@@ -124,7 +147,7 @@ class Tail:
             part = followed[start : start + 100]
             for feed, checkpoint in zip(part, await self._checkpoints(part), strict=True):
                 # What one sweep saw and no frame has brought until the next was missed, not merely on its way.
-                if feed.swept is not None and feed.position is not None and feed.position.n < feed.swept.n:
+                if feed.swept is not None and feed.position is not None and feed.position < feed.swept:
                     log.info("frames_missed", feed=feed.feed, position=str(feed.position), checkpoint=str(feed.swept))
                     self._readers.missed(feed)
                 feed.swept = checkpoint

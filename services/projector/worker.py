@@ -18,6 +18,7 @@ from shared.errors import NewerLog, Unavailable
 from shared.keys import Keys
 from shared.metrics import Metrics
 from shared.redis import UNREACHABLE, Redis, command, run_pipeline
+from shared.witness import Witness
 
 log = structlog.get_logger()
 
@@ -41,6 +42,7 @@ class Projector:
         self._shards: dict[int, Shard] = {}
         self._builder = Builder(redis, keys, self._leases, self._shards, self._refuse)
         self._gauges = Gauges(redis, keys, metrics, self._shards)
+        self._witness = Witness(redis, keys, on_restart=lambda: self._cursors.clear())
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._refused: dict[int, float] = {}
         self._cursors: dict[int, str] = {}
@@ -52,6 +54,7 @@ class Projector:
                 group.create_task(self._keep_leases(group))
                 group.create_task(self._hear_doorbells())
                 group.create_task(self._gauges.run())
+                group.create_task(self._witness.watch())
                 group.create_task(self._builder.run())
         finally:
             try:
@@ -188,6 +191,7 @@ class Projector:
         answers = await self._commits.commit(items, fence=fence)
         for (item, done, _), answer in zip(items, answers, strict=True):
             if answer == "committed":
+                self._witness.saw(item.feed_id, done.checkpoint)
                 self._metrics.folded.inc(done.folded)
             else:
                 log.info("commit_refused", feed=item.feed_id, why=answer, fence=fence)

@@ -21,7 +21,8 @@ import msgspec
 import pytest
 import uuid_utils
 
-from services.gateway.readers import Reader, Readers
+from services.gateway.reader import Reader
+from services.gateway.readers import Readers
 from services.gateway.reads import Reads
 from services.gateway.service import Gateway
 from services.projector.commit import Commits, prepare

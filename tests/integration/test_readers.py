@@ -14,7 +14,7 @@ from services.gateway import reads, tail
 from services.gateway import ring as ring_module
 from services.gateway.connection import SEND_BUFFER_BYTES, Connection
 from services.gateway.differences import Differences, Folded
-from services.gateway.readers import Reader
+from services.gateway.reader import Reader
 from services.gateway.reads import DIFFERENCE_BYTES_MAX
 from services.gateway.ring import Ready
 from shared.errors import Unavailable
@@ -744,7 +744,7 @@ async def test_a_reader_is_given_up_only_when_acknowledged_bytes_stand_still(
     gateway: Running, platform_tells: bool
 ) -> None:
     connection: Any = FakeConnection()
-    reader = Reader(connection, (FEED,), joined=False, sees_private=False)
+    reader = Reader(connection, (FEED,), joined=False, sees_private=False, order="newest", snapshot=20)
     stalled = gateway.readers._stalled
     connection.acknowledged = 0 if platform_tells else None
     assert not stalled(reader, 1_000.0)

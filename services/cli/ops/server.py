@@ -16,6 +16,7 @@ import click
 
 from services.cli.data_dir import DataDir, DataDirInUse, ServerRecord
 from services.cli.embedded import EmbeddedServer, EmbeddedServerFailed, ServerBinaryMissing
+from services.cli.heads import admit_embedded
 from shared.config import Config
 from shared.errors import DatelineError, Misconfigured
 from shared.keys import Keys
@@ -127,6 +128,7 @@ async def opened(redis_url: str | None, data_dir: str | None, *, read_only: bool
         binary = Path(config.server_binary) if config.server_binary else None
         embedded = await EmbeddedServer.start(lock, binary=binary)
         try:
+            await admit_embedded(embedded.url, path, key_prefix=config.key_prefix)
             async with _connected(config, embedded.url, path, read_only=read_only, started_here=True) as server:
                 yield server
         finally:
