@@ -17,6 +17,10 @@ class SingleFlight(Generic[_K, _T]):
     def __init__(self) -> None:
         self._under_way: dict[_K, asyncio.Task[_T]] = {}
 
+    def keys(self) -> set[_K]:
+        """What is being read now."""
+        return set(self._under_way)
+
     async def read(self, key: _K, read: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         """The answer of the read that is under way for `key`, or of a new one; its error goes to all who wait."""
         task = self._under_way.get(key)

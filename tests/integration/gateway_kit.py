@@ -271,7 +271,7 @@ class Running:
                     or readers._followed
                     or any(readers._wheel)
                     or readers._tasks
-                    or readers._differences._under_way
+                    or readers._differences._under_way.keys()
                 )
             ),
             what="readers are gone",

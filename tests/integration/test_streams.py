@@ -2,13 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 
 from services.gateway import reads, tail, waiting
 from services.gateway import streams as module
 from services.gateway.reads import Reads
+from shared.epochs import Epochs, Raise
 from shared.keys import Keys
 from shared.redis import Redis
 from tests.integration.conftest import RunningServer
@@ -170,15 +170,11 @@ async def test_a_position_of_an_older_epoch_resets(newsroom: Newsroom, gateway: 
 
 
 async def _raise_epoch(newsroom: Newsroom) -> None:
-    """The next event is of epoch 2; n goes on."""
-    head = newsroom.keys.feed(FEED).head
-    last = await newsroom.head(FEED)
-    log = newsroom.keys.feed(FEED).log
-    redis: Any = newsroom.redis
-    ((_, fields),) = await redis.xrevrange(log, count=1)
-    await redis.xadd(log, fields, id=f"2-{last.n + 1}")
-    await redis.hset(head, mapping={"epoch": 2, "n": last.n + 1})
-    # The copy of an event cannot be folded twice: its position is skipped.
+    """The next event is of epoch 2, because history may have been lost; n goes on."""
+    epochs = Epochs(newsroom.redis, newsroom.keys)
+    [standing] = await epochs.standings([FEED])
+    process = await epochs.process()
+    assert await epochs.raise_all([Raise(standing, "epoch", "a test says so")], server=process.server) == ["raised"]
     await newsroom.commit_all(FEED)
 
 
