@@ -108,6 +108,8 @@ async def opened(redis_url: str | None, data_dir: str | None, *, read_only: bool
 
     Raises DatelineError, or what the embedded server raises when it does not start."""
     config = Config.load(os.environ, {"redis_url": redis_url, "data_dir": data_dir})
+    # Before anything is logged: standard output is the verb's.
+    configure_logs(config, service="ops")
     if config.redis_url is not None and data_dir is None:
         async with _connected(config, config.redis_url, None, read_only=read_only) as server:
             yield server
@@ -159,7 +161,6 @@ def run_verb(
 
     async def run() -> int:
         async with opened(redis_url, data_dir, read_only=read_only) as server:
-            configure_logs(server.config, service="ops")
             return await verb(server)
 
     try:
