@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta, Struct
 
+from shared.durability import Durability
 from shared.errors import Misconfigured
 
 PREFIX = "DATELINE_"
@@ -22,7 +23,6 @@ CLIENT_SETTINGS = frozenset({"DATELINE_URL", "DATELINE_TOKEN"})
 _KUBERNETES = re.compile(r".*(_SERVICE_HOST|_SERVICE_PORT(_.*)?|_PORT_[0-9]+_(TCP|UDP|SCTP)(_(PORT|PROTO|ADDR))?)")
 _KUBERNETES_URL = re.compile(r".*_PORT(_.*)?=(tcp|udp|sctp)://.*")
 
-Durability = Literal["memory", "fsync"]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Seconds = Annotated[float, Meta(gt=0, le=3600)]
 
@@ -39,6 +39,8 @@ class Config(Struct, frozen=True):
     archive_url: str | None = None
     ops_token: str | None = None
     durability: Durability = "fsync"
+    # How many replicas confirm a write that is to be `replicated`.
+    replicas: Annotated[int, Meta(ge=1, le=100)] = 1
     drain_seconds: Seconds = 10
     readers_max: Annotated[int, Meta(ge=1)] = 10_000
     key_prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,32}$")] = "dl"

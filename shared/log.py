@@ -12,13 +12,14 @@ from msgspec import Struct
 
 from shared.archive import Archives
 from shared.documents import Document, Feed, parse_document, parse_feed
+from shared.durability import Confirmation
 from shared.errors import Corrupted, StalePosition
 from shared.events import Encoded
 from shared.keys import Keys
 from shared.ndjson import StreamEntry
 from shared.position import ORIGIN, Position
 from shared.read_models import N_CHARACTERS
-from shared.redis import Redis, Script, command
+from shared.redis import Redis, Script, command, run_pipeline
 
 EVENTS_PER_APPEND_MAX = 200
 BYTES_PER_APPEND_MAX = 2 * 1024 * 1024
@@ -138,10 +139,13 @@ class Log:
         self._keys = keys
         self.archives = Archives(redis, keys)
 
-    async def append(self, feed: str, append: Append) -> Appended | Known | Stale | Conflict | Unadmitted:
+    async def append(
+        self, feed: str, append: Append, *, confirmation: Confirmation | None = None
+    ) -> Appended | Known | Stale | Conflict | Unadmitted:
         """Append all events at consecutive positions, or change nothing. Known: an earlier attempt did it.
 
         Safe to send twice: a second arrival of this very call is recognised by its attempt and answered as the first.
+        OutcomeUnknown when `confirmation` did not come: the events may stand, and are not as durable as promised.
         """
         keys = self._keys.feed(feed)
         shard = self._keys.shard(self._keys.shard_of(feed))
@@ -160,7 +164,7 @@ class Log:
         for entry, record in append.records.items():
             args += [entry, f"{record.status} {record.revision}", record.event, record.fingerprint]
         on_shard = (shard.dirty, shard.doorbell, shard.touch, shard.incarnation, shard.witnessed)
-        answer = await _append(self._redis, (keys.log, keys.head, keys.entries, *on_shard), args)
+        answer = await self._confirmed((keys.log, keys.head, keys.entries, *on_shard), args, confirmation)
         match answer:
             case [b"appended", epoch, n, recorded_at]:
                 return Appended(Position(int(epoch), int(n)), int(recorded_at))
@@ -178,6 +182,30 @@ class Log:
             case [b"unadmitted", server]:
                 return Unadmitted(server.decode())
         raise Corrupted(f"the append script answered {answer!r}")
+
+    async def _confirmed(
+        self, keys: Sequence[str], args: Sequence[bytes | str | int], confirmation: Confirmation | None
+    ) -> Any:
+        """The append script's answer, once what it wrote is confirmed: asked behind it on the same connection."""
+        if confirmation is None:
+            return await _append(self._redis, keys, args)
+        pipeline = self._redis.pipeline(transaction=False)
+        _append.queue(pipeline, keys, args)
+        pipeline.execute_command(*confirmation.command)
+        answer, confirmed = await run_pipeline(self._redis, pipeline, (_append,))
+        if answer[0] in (b"appended", b"known"):
+            confirmation.check(confirmed)
+        return answer
+
+    async def confirm(self, feed: str, confirmation: Confirmation) -> None:
+        """OutcomeUnknown unless all that stands in the feed's log until now is as durable as promised."""
+        touch = self._keys.shard(self._keys.shard_of(feed)).touch
+        pipeline = self._redis.pipeline(transaction=False)
+        # On a connection that wrote nothing the server has nothing to wait for, and says yes at once.
+        pipeline.set(touch, "confirm", ex=60)
+        pipeline.execute_command(*confirmation.command)
+        _, confirmed = await run_pipeline(self._redis, pipeline)
+        confirmation.check(confirmed)
 
     async def look(self, feed: str, *, entries: Sequence[str], pins: bool, command: str | None) -> Looked:
         """What a decision about `entries` needs, all of one moment."""

@@ -27,7 +27,8 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from shared.config import Config, Durability
+from shared.config import Config
+from shared.durability import Durability, Means
 from shared.errors import Corrupted, Misconfigured, Unavailable
 from shared.incarnation import Kept
 from shared.keys import SHARDS, Keys
@@ -199,12 +200,13 @@ def server_name(info: Mapping[str, Any]) -> tuple[str, str]:
     return name, str(info.get("valkey_version") or info["redis_version"])
 
 
-async def check_server(client: Redis, *, durability: Durability) -> Durability:
-    """The durability that the server keeps, `durability` or more.
+async def check_server(client: Redis, *, durability: Durability) -> Means:
+    """What the server can do for a write's durability.
 
-    Misconfigured for one that is too old, evicts keys, or keeps less.
+    Misconfigured for one that is too old, evicts keys, or can never keep `durability`; replicas may come and go.
     """
-    name, version = server_name(await client.info())
+    info = await client.info()
+    name, version = server_name(info)
     oldest = 8 if name == "Valkey" else 7
     if int(version.partition(".")[0]) < oldest:
         raise Misconfigured(f"{name} {version} is too old: Redis from 7.0 and Valkey from 8 are supported")
@@ -212,13 +214,28 @@ async def check_server(client: Redis, *, durability: Durability) -> Durability:
     kept, short = _kept(found)
     if found.get("maxmemory-policy", "noeviction") != "noeviction" and found.get("maxmemory", "0") != "0":
         raise Misconfigured("the server may evict keys; set maxmemory-policy noeviction")
-    if durability == "fsync" and short:
+    means = Means(kept, _has_waitaof(info, found), int(info.get("connected_slaves", 0)))
+    if short and (durability == "fsync" or (durability == "replicated" and not means.waitaof)):
         needed = ", ".join(f"`{setting} {value}`" for setting, value in _FSYNC.items())
         raise Misconfigured(
-            f"durability fsync needs a server with {needed}, and on this one {', '.join(short)}; set that, or set "
+            f"durability {durability} needs a server with {needed}, and on this one {', '.join(short)}; set that, or set "
             "DATELINE_DURABILITY=memory to acknowledge what is only in the server's memory"
         )
-    return kept
+    return means
+
+
+async def means_of(client: Redis) -> Means:
+    """What the server can do for a write's durability, as it is now."""
+    info = await client.info()
+    found = await _settings(client, *_FSYNC)
+    return Means(_kept(found)[0], _has_waitaof(info, found), int(info.get("connected_slaves", 0)))
+
+
+def _has_waitaof(info: Mapping[str, Any], found: Mapping[str, str]) -> bool:
+    """Since Redis 7.2, which every Valkey is after; without an append-only file it has nothing to wait for."""
+    name, version = server_name(info)
+    since = name == "Valkey" or tuple(map(int, version.split(".")[:2])) >= (7, 2)
+    return since and found.get("appendonly") == "yes"
 
 
 async def durability_kept(client: Redis) -> Kept:
@@ -261,6 +278,7 @@ __all__ = [
     "connect",
     "connect_for_blocking",
     "durability_kept",
+    "means_of",
     "needed_url",
     "redis_errors",
     "run_pipeline",

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from shared.config import PREFIX, Config, sources
+from shared.durability import DURABILITIES
 from shared.errors import DatelineError
 from shared.logs import configure_logs
 
@@ -20,7 +21,7 @@ _SECRET = frozenset({"ops_token"})
 _redis_url = click.option("--redis-url", help="Redis >= 7.0 or Valkey >= 8, such as redis://127.0.0.1:6379/0.")
 _host = click.option("--host", "listen_host", help="Address to listen on.")
 _port = click.option("--port", "listen_port", type=int, help="Port to listen on; 0 takes a free one.")
-_durability = click.option("--durability", type=click.Choice(["memory", "fsync"]), help="What acknowledged means.")
+_durability = click.option("--durability", type=click.Choice(DURABILITIES), help="What acknowledged means.")
 
 
 @click.command()

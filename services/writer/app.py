@@ -15,8 +15,8 @@ from aiohttp import hdrs, web
 from services.writer.commands import Command, MarkKeyEvent, PinEntry, UnmarkKeyEvent, UnpinEntry
 from services.writer.desk import Desk, Outcome, Request
 from services.writer.imports import Imports
+from services.writer.promises import Promise, Promises
 from services.writer.requests import Parser, request_fingerprint
-from shared.config import Durability
 from shared.documents import SCHEMA, Document, Feed, is_entry_id, is_feed_id, render
 from shared.errors import (
     EntryNotFound,
@@ -24,22 +24,20 @@ from shared.errors import (
     FieldError,
     Invalid,
     Malformed,
-    OutcomeUnknown,
 )
 from shared.http import BATCH_BODY_BYTES_MAX, REQUEST_ID, etags, json_response, read_body, read_json
 from shared.tokens import Tokens
 
 IDEMPOTENCY_KEY_CHARACTERS_MAX = 255
 
-_DURABILITIES = ("memory", "fsync", "replicated")
 _REVISION = re.compile(r"([1-9][0-9]{0,9})(\.[1-9][0-9]*-[1-9][0-9]*)?")
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 
-def routes(desk: Desk, imports: Imports, *, tokens: Tokens, durability: Callable[[], Durability]) -> list[web.RouteDef]:
-    """The writing calls; `durability` is what the server was last found to keep."""
-    edge = _Edge(desk, imports, tokens, durability)
+def routes(desk: Desk, imports: Imports, *, tokens: Tokens, promises: Promises) -> list[web.RouteDef]:
+    """The writing calls."""
+    edge = _Edge(desk, imports, tokens, promises)
     feed = "/v1/feeds/{feed}"
     entry = feed + "/entries/{entry}"
     return [
@@ -58,11 +56,11 @@ def routes(desk: Desk, imports: Imports, *, tokens: Tokens, durability: Callable
 
 
 class _Edge:
-    def __init__(self, desk: Desk, imports: Imports, tokens: Tokens, durability: Callable[[], Durability]) -> None:
+    def __init__(self, desk: Desk, imports: Imports, tokens: Tokens, promises: Promises) -> None:
         self._desk = desk
         self._imports = imports
         self._tokens = tokens
-        self._durability = durability
+        self._promises = promises
         self._parser = Parser(
             now_milliseconds=lambda: time.time_ns() // 1_000_000, new_entry_id=lambda: str(uuid_utils.uuid7())
         )
@@ -119,10 +117,10 @@ class _Edge:
         """Events that another installation recorded, verbatim; the feed is there once the closing line came."""
         self._tokens.require(request)
         feed = _new_feed(request)
-        kept = self._durability()
-        _check_durability(request, kept)
+        promise = await self._promise(request)
         body = await read_body(request, "application/x-ndjson", bytes_max=BATCH_BODY_BYTES_MAX)
         imported = await self._imports.take(feed, body)
+        await self._desk.confirm(feed, promise.confirmation)
         answer = {
             "position": str(imported.position),
             "events": imported.position.n,
@@ -130,7 +128,7 @@ class _Edge:
         }
         headers = {
             "Dateline-Position": str(imported.position),
-            "Dateline-Durability": kept,
+            "Dateline-Durability": promise.reached,
             hdrs.CACHE_CONTROL: "no-store",
         }
         return json_response(msgspec.json.encode(answer), headers=headers)
@@ -141,8 +139,7 @@ class _Edge:
         feed = request.match_info["feed"]
         if not is_feed_id(feed):
             raise FeedNotFound(feed)
-        kept = self._durability()
-        _check_durability(request, kept)
+        promise = await self._promise(request)
         outcome = await self._desk.carry_out(
             Request(
                 feed=feed,
@@ -152,11 +149,12 @@ class _Edge:
                 causation=request[REQUEST_ID],
                 key=_idempotency_key(request),
                 fingerprint=request_fingerprint(request.method, request.path, body),
+                confirmation=promise.confirmation,
             )
         )
         headers = {
             "Dateline-Position": str(outcome.position),
-            "Dateline-Durability": kept,
+            "Dateline-Durability": promise.reached,
             hdrs.CACHE_CONTROL: "no-store",
         }
         if outcome.replayed:
@@ -169,6 +167,9 @@ class _Edge:
             headers[hdrs.LOCATION] = _location(document)
         return json_response(render(document), status=201 if outcome.created else 200, headers=headers)
 
+    async def _promise(self, request: web.Request) -> Promise:
+        return await self._promises.of(request.headers.get("Dateline-Durability"))
+
 
 def _new_feed(request: web.Request) -> str:
     """The feed's id in the path, where the call may make the feed."""
@@ -176,17 +177,6 @@ def _new_feed(request: web.Request) -> str:
     if not is_feed_id(feed):
         raise Invalid([FieldError("/feed", "must be 1 to 64 of a-z 0-9 -, and begin with a letter or digit")])
     return feed
-
-
-def _check_durability(request: web.Request, kept: Durability) -> None:
-    """Nothing is appended when the durability that was asked for is known to be out of reach."""
-    asked = request.headers.get("Dateline-Durability", "").strip().lower() or "memory"
-    if asked not in _DURABILITIES:
-        raise Malformed(f"Dateline-Durability is one of {', '.join(_DURABILITIES)}")
-    if _DURABILITIES.index(asked) > _DURABILITIES.index(kept):
-        raise OutcomeUnknown(
-            f"this installation keeps {kept}, not {asked}; nothing was appended", asked=asked, kept=kept
-        )
 
 
 def etag_of(document: Document | Feed) -> str:

@@ -7,7 +7,8 @@ import asyncio
 import base64
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, cast
 
 import msgspec
@@ -18,6 +19,7 @@ from services.writer.commands import Command, OpenFeed, PinEntry, PublishEntry, 
 from services.writer.decide import Plan, State, evolve, plan
 from shared.admission import Admission
 from shared.documents import Document, Entry, Feed
+from shared.durability import Confirmation
 from shared.errors import (
     BodyTooLarge,
     CannotFold,
@@ -84,7 +86,10 @@ CATCH_UP_EVENTS = 100
 
 
 class Request(NamedTuple):
-    """A request's commands and where they come from; `key` is the client's Idempotency-Key."""
+    """A request's commands and where they come from; `key` is the client's Idempotency-Key.
+
+    `confirmation` is what must confirm that the write is as durable as promised.
+    """
 
     feed: str
     commands: Sequence[Command]
@@ -93,6 +98,7 @@ class Request(NamedTuple):
     causation: str
     key: str | None
     fingerprint: str
+    confirmation: Confirmation | None = None
 
 
 class Outcome(NamedTuple):
@@ -136,6 +142,7 @@ class Desk:
                 if looked is None:
                     looked = await self._look(request, request.commands, command if request.key else None)
                 if looked.known is not None:
+                    await self.confirm(request.feed, request.confirmation)
                     return await self._replay(request, looked.known)
                 state = await self._state(request.feed, looked, request.commands)
             head = looked.head.position if looked.head else Position(1, 0)
@@ -147,9 +154,10 @@ class Desk:
                 batch=request.batch,
             )
             if not decided.events and (request.key is None or looked.head is None):
+                await self.confirm(request.feed, request.confirmation)
                 return _outcome(state, request, decided, position=head, recorded_at=None)
             append = _append(state, looked, request, decided, command)
-            match await self._append(request.feed, append):
+            match await self._append(request, append):
                 case Appended(last, recorded_at):
                     self._metrics.appended.inc(len(append.events))
                     self._witness.saw(request.feed, last)
@@ -211,14 +219,15 @@ class Desk:
             if len(self._heads) > HEADS_MAX:
                 del self._heads[next(iter(self._heads))]
 
-    async def _append(self, feed: str, append: Append) -> Appended | Known | Stale | Conflict | Unadmitted:
-        try:
-            return await self._log.append(feed, append)
-        except UNREACHABLE as error:
-            log.warning("append_outcome_unknown", feed=feed, command=append.command, error=repr(error))
-            raise OutcomeUnknown(
-                "the log's server did not answer; send the same request again under the same key or entry id"
-            ) from error
+    async def _append(self, request: Request, append: Append) -> Appended | Known | Stale | Conflict | Unadmitted:
+        async with _outcome_unknown(request.feed, append.command):
+            return await self._log.append(request.feed, append, confirmation=request.confirmation)
+
+    async def confirm(self, feed: str, confirmation: Confirmation | None) -> None:
+        """What stood before a request is acknowledged by it as well: OutcomeUnknown unless it is as durable as promised."""
+        if confirmation is not None:
+            async with _outcome_unknown(feed, None):
+                await self._log.confirm(feed, confirmation)
 
     async def _look(self, request: Request, commands: Sequence[Command], command: str | None) -> Looked:
         entries = list(dict.fromkeys(entry for c in commands if (entry := getattr(c, "entry", None)) is not None))
@@ -291,6 +300,18 @@ class Desk:
             msgspec.structs.replace(c, entry=named[c.entry]) if isinstance(c, PublishEntry) and not c.chosen else c
             for c in request.commands
         ]
+
+
+@asynccontextmanager
+async def _outcome_unknown(feed: str, command: str | None) -> AsyncIterator[None]:
+    """A server that does not answer a write may have carried it out."""
+    try:
+        yield
+    except UNREACHABLE as error:
+        log.warning("append_outcome_unknown", feed=feed, command=command, error=repr(error))
+        raise OutcomeUnknown(
+            "the log's server did not answer; send the same request again under the same key or entry id"
+        ) from error
 
 
 def _command_id(request: Request) -> str:

@@ -146,7 +146,7 @@ class Redactions:
                 if answer == b"taken":
                     raise Unavailable(f"another redaction rewrites the log of {feed!r}; run this one again after it")
                 last, more = answer[0].decode(), bool(answer[1])
-            match await _swap(self._redis, keys, (token,)):
+            match await _swap(self._redis, keys, (token, EVENTS_PER_COPY_MAX)):
                 case b"swapped":
                     return
                 case b"behind":

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
 
 import structlog
 from aiohttp import web
@@ -10,15 +9,16 @@ from aiohttp import web
 from services.writer.app import routes
 from services.writer.desk import Desk
 from services.writer.imports import Imports
+from services.writer.promises import Promises
 from shared.admission import Admission
 from shared.config import Config
-from shared.errors import Misconfigured, Unavailable
+from shared.errors import Misconfigured
 from shared.http import Check, application
 from shared.keys import Keys
 from shared.lifecycle import listen, run_until, serving
 from shared.log import Log
 from shared.metrics import Metrics
-from shared.redis import UNREACHABLE, check_installation, check_server, connect, needed_url
+from shared.redis import check_installation, connect, needed_url
 from shared.restoring import Restoring
 from shared.tokens import Tokens
 from shared.witness import Witness
@@ -33,9 +33,8 @@ class Writer:
         if not config.ops_token:
             raise Misconfigured("the writer needs DATELINE_OPS_TOKEN: without it nobody could publish")
         self._keys = Keys(config.key_prefix)
-        self._promised = config.durability
-        self._kept = config.durability
         self._redis = connect(needed_url(config))
+        self._promises = Promises(self._redis, config)
         self._admission = Admission(self._redis, self._keys)
         self.witness = Witness(self._redis, self._keys, on_restart=lambda: desk.forget())
         desk = Desk(Log(self._redis, self._keys), self._admission, self.witness, metrics)
@@ -43,13 +42,13 @@ class Writer:
             desk,
             Imports(Restoring(self._redis, self._keys)),
             tokens=Tokens(config.ops_token),
-            durability=lambda: self._kept,
+            promises=self._promises,
         )
-        self.checks: Mapping[str, Check] = {"writer": self._check}
+        self.checks: Mapping[str, Check] = {"writer": self._promises.check}
 
     async def prepare(self) -> None:
         """Refuse a server that cannot keep what this writer promises; waits for one that is not there yet."""
-        self._kept = await check_server(self._redis, durability=self._promised)
+        await self._promises.prepare()
         await check_installation(self._redis, self._keys)
         await self._admission.admit()
         await self.witness.check()
@@ -61,15 +60,6 @@ class Writer:
 
     async def close(self) -> None:
         await self._redis.aclose()
-
-    async def _check(self) -> dict[str, Any]:
-        try:
-            self._kept = await check_server(self._redis, durability=self._promised)
-        except UNREACHABLE as error:
-            raise Unavailable(f"the log's server does not answer: {error}") from error
-        except Misconfigured as error:
-            raise Unavailable(error.detail) from error
-        return {"durability": self._kept}
 
 
 async def run(config: Config, stop: asyncio.Event) -> None:

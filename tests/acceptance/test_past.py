@@ -92,7 +92,8 @@ async def test_the_past_is_what_readers_saw_while_desks_were_writing(newsroom: N
     await asyncio.gather(*(desk(newsroom, feed, name, 25) for name in "abc"))
     done = True
     await asyncio.gather(*readers)
-    assert len({position for position, _ in seen}) > 10
+    # Not the end alone: how many there are in between depends on the machine.
+    assert len({position for position, _ in seen}) > 3
     for (position, i), body in seen.items():
         answer = await asked(newsroom, f"/v1/feeds/{feed}/entries", at=position, **QUERIES[i])
         assert without_cursor(answer.ok(200)) == body, (position, QUERIES[i])

@@ -28,6 +28,7 @@ from services.writer.desk import Desk, Outcome, Request
 from shared import log as log_module
 from shared.admission import Admission
 from shared.documents import Document, Entry, Feed, FeedStatus, TextBlock, render
+from shared.durability import Confirmation
 from shared.errors import CannotFold
 from shared.events import (
     Encoded,
@@ -113,13 +114,20 @@ def unpinning(entry: str) -> UnpinEntry:
     return UnpinEntry(entry)
 
 
-def request(feed: str, *commands: Command, key: str | None = None, by: str = "sports", batch: bool = False) -> Request:
+def request(
+    feed: str,
+    *commands: Command,
+    key: str | None = None,
+    by: str = "sports",
+    batch: bool = False,
+    confirmation: Confirmation | None = None,
+) -> Request:
     """A request whose fingerprint tells what the client sent, and not the id that the writer gave."""
     sent = [
         msgspec.structs.replace(c, entry="") if isinstance(c, PublishEntry) and not c.chosen else c for c in commands
     ]
     wording = [(type(c).__name__, msgspec.to_builtins(c)) for c in sent]
-    return Request(feed, commands, batch, by, "request-1", key, fingerprint(feed, wording))
+    return Request(feed, commands, batch, by, "request-1", key, fingerprint(feed, wording), confirmation)
 
 
 def desk_of(redis: Redis, keys: Keys, *, log: Log | None = None) -> Desk:

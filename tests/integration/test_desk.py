@@ -527,7 +527,9 @@ async def test_a_desk_that_never_gets_its_turn_gives_up_and_appends_nothing(
     class Busy(Log):
         turns = 0
 
-        async def append(self, feed: str, append: Append) -> Appended | Known | Stale | Conflict | Unadmitted:
+        async def append(
+            self, feed: str, append: Append, **more: Any
+        ) -> Appended | Known | Stale | Conflict | Unadmitted:
             self.turns += 1
             return Stale("e1")
 
@@ -710,9 +712,9 @@ async def test_requests_without_a_key_are_each_carried_out(redis: Redis, keys: K
 class Damaging(Log):
     """A log whose events do not match their digests: no fold can apply them."""
 
-    async def append(self, feed: str, append: Append) -> Appended | Known | Stale | Conflict | Unadmitted:
+    async def append(self, feed: str, append: Append, **more: Any) -> Appended | Known | Stale | Conflict | Unadmitted:
         damaged = [Encoded(event.envelope, event.content + b" ") for event in append.events]
-        return await super().append(feed, msgspec.structs.replace(append, events=damaged))
+        return await super().append(feed, msgspec.structs.replace(append, events=damaged), **more)
 
 
 def damaging_desk(redis: Redis, keys: Keys) -> Desk:

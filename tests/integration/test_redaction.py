@@ -225,8 +225,9 @@ async def in_the_log(redis: Redis, keys: Keys) -> str:
     return repr(await command(redis, "XRANGE", keys.feed(FEED).log, "-", "+"))
 
 
-async def append_one(redis: Redis, keys: Keys) -> None:
-    await carry_out(desk_of(redis, keys), FEED, publishing(secrets.token_hex(4)))
+async def append_two(redis: Redis, keys: Keys) -> None:
+    for _ in range(2):
+        await carry_out(desk_of(redis, keys), FEED, publishing(secrets.token_hex(4)))
 
 
 async def change_the_copy(redis: Redis, keys: Keys) -> None:
@@ -239,7 +240,7 @@ async def another_takes_it(redis: Redis, keys: Keys) -> None:
 
 @pytest.mark.parametrize(
     ("meanwhile", "answer"),
-    [(append_one, b"behind"), (change_the_copy, b"differs"), (another_takes_it, b"taken")],
+    [(append_two, b"behind"), (change_the_copy, b"differs"), (another_takes_it, b"taken")],
 )
 async def test_a_copy_that_is_not_of_the_whole_log_never_takes_its_place(
     redis: Redis, keys: Keys, meanwhile: Callable[[Redis, Keys], Awaitable[None]], answer: bytes
@@ -248,15 +249,25 @@ async def test_a_copy_that_is_not_of_the_whole_log_never_takes_its_place(
     scripts = await copied(redis, keys)
     await meanwhile(redis, keys)
     before = await in_the_log(redis, keys)
-    assert await SWAP(redis, scripts, ("t",)) == answer
+    assert await SWAP(redis, scripts, ("t", 1)) == answer
     assert await in_the_log(redis, keys) == before
+
+
+async def test_the_last_few_events_are_copied_as_the_log_is_swapped(redis: Redis, keys: Keys) -> None:
+    await newsroom(redis, keys)
+    scripts = await copied(redis, keys)
+    await append_two(redis, keys)
+    before = await log_entries(redis, keys, FEED)
+    assert await SWAP(redis, scripts, ("t", 2)) == b"swapped"
+    after = await log_entries(redis, keys, FEED)
+    assert after[-2:] == before[-2:] and after[2].fields[b"content"] == b"" and len(after) == len(before) == 9
 
 
 async def test_a_log_that_was_trimmed_meanwhile_stays_trimmed(redis: Redis, keys: Keys) -> None:
     await newsroom(redis, keys)
     scripts = await copied(redis, keys)
     await command(redis, "XTRIM", keys.feed(FEED).log, "MINID", "1-3")
-    assert await SWAP(redis, scripts, ("t",)) == b"swapped"
+    assert await SWAP(redis, scripts, ("t", 1)) == b"swapped"
     entries = await log_entries(redis, keys, FEED)
     assert [e.id for e in entries] == [b"1-3", b"1-4", b"1-5", b"1-6", b"1-7"] and entries[0].fields[b"content"] == b""
     assert not await command(redis, "EXISTS", scripts[1], scripts[2])

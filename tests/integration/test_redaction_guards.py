@@ -62,7 +62,7 @@ async def test_a_copy_that_is_gone_is_made_again_and_never_takes_the_logs_place(
     its = keys.feed(FEED)
     await command(redis, "SET", its.rewriting, "t")
     before = await dump(redis, keys)
-    assert await SWAP(redis, (its.log, its.log_rewrite, its.rewriting), ("t",)) == b"behind"
+    assert await SWAP(redis, (its.log, its.log_rewrite, its.rewriting), ("t", 100)) == b"behind"
     assert await dump(redis, keys) == before
 
 

@@ -37,7 +37,7 @@ async def kept(url: str, promised: str) -> str:
         async with asyncio.timeout(10):
             while True:
                 try:
-                    return await check_server(client, durability=promised)  # type: ignore[arg-type]  # parametrised
+                    return (await check_server(client, durability=promised)).kept  # type: ignore[arg-type]  # parametrised
                 except UNREACHABLE:
                     await asyncio.sleep(0.01)
     finally:

@@ -58,7 +58,7 @@ async def _server(redis: Redis, info: Mapping[str, Any]) -> ServerStatus:
     name, its_version = server_name(info)
     durability = problem = None
     try:
-        durability = await check_server(redis, durability="memory")
+        durability = (await check_server(redis, durability="memory")).kept
     except Misconfigured as error:
         problem = error.detail
     enabled = bool(info["aof_enabled"])
