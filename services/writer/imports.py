@@ -1,14 +1,17 @@
 """Imports: events that another installation recorded, as they come over HTTP, chunk by chunk.
 
-Owns what a chunk may hold and how it is checked. Taking the events over, once and whole, is `shared.restoring`'s.
+Owns what a chunk may hold and how it is checked: content as if a desk had sent it.
+Taking the events over, once and whole, is `shared.restoring`'s.
 """
 
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
-from shared.errors import FieldError, Invalid, Malformed, NewerLog
+from services.writer.sanitise import Checked
+from shared.errors import CannotFold, FieldError, Invalid, Malformed, NewerLog
+from shared.events import decode
 from shared.exports import Closing, Header, parse
 from shared.ndjson import StreamEntry
 from shared.position import ORIGIN, Position
@@ -73,6 +76,7 @@ def parse_chunk(body: bytes, *, feed: str, now_milliseconds: int) -> Chunk:
         elif not isinstance(found, Header):
             if int(found.fields[b"recorded_at"]) > now_milliseconds + AHEAD_SECONDS_MAX * 1000:
                 raise Invalid([FieldError(f"/{number}/recorded_at", "lies in the future")])
+            _check_content(found, f"/{number}/content")
             entries.append(found)
         elif number != 0:
             raise Invalid([FieldError(f"/{number}", "a header stands in the first line only")])
@@ -81,6 +85,20 @@ def parse_chunk(body: bytes, *, feed: str, now_milliseconds: int) -> Chunk:
     if not entries and closing is None:
         raise Malformed("the body holds no event and no closing line")
     return Chunk(entries, closing)
+
+
+def _check_content(entry: StreamEntry, path: str) -> None:
+    """Invalid for markup or URLs that no writer lets in: whoever holds the file may have edited it."""
+    try:
+        content: Any = getattr(decode(entry.id, entry.fields).event, "content", None)
+    except (CannotFold, NewerLog):
+        return  # it will stand on no page: it is set aside, or refused where it is taken over
+    checked = Checked(now_milliseconds=0)
+    for field, check in (("body", checked.body), ("image", checked.image), ("url", checked.optional_url)):
+        value = getattr(content, field, None)
+        if value and check(value, f"{path}/{field}") != value:
+            checked.wrong(f"{path}/{field}", "is not as sanitising leaves it")
+    checked.refuse_if_wrong()
 
 
 def _check_closing(closing: Closing, path: str) -> None:

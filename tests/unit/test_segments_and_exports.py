@@ -6,7 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.writer.imports import parse_chunk
-from shared.errors import Corrupted, DatelineError, NewerLog
+from services.writer.sanitise import Checked as Sanitising
+from services.writer.sanitise import clean_html
+from shared.documents import Block, EmbedBlock, ListBlock, TextBlock
+from shared.errors import Corrupted, DatelineError, Invalid, NewerLog
+from shared.events import EntryContent, EntryPublished, encode
 from shared.exports import CannotImport, Checked, Closing, Header, encoded
 from shared.ndjson import CHAIN_START, StreamEntry, chain_over, line_of
 from shared.segments import Manifest, Packing, check_chain, entries_of, seal, unpacked, unseal
@@ -151,3 +155,53 @@ def test_a_chunk_that_is_not_valid_is_refused_and_the_line_named(lines: list[byt
         parse_chunk(b"".join(lines), feed=FEED, now_milliseconds=1000)
     accepted = encoded(Closing("1-3", 3, "", {"1-2": RECORD}))
     assert parse_chunk(accepted, feed=FEED, now_milliseconds=1000).closing is not None
+
+
+def recorded(content: object) -> bytes:
+    """The line of a publication with this body, digest and all."""
+    event = encode(EntryPublished("e1", None, False, content), command="c", by="b", causation=None)  # type: ignore[arg-type]
+    fields = {b"envelope": event.envelope, b"content": event.content, b"recorded_at": b"1"}
+    return line_of(StreamEntry(b"1-2", fields))
+
+
+@pytest.mark.parametrize(
+    ("block", "path"),
+    [
+        (TextBlock(html="<script>alert(1)</script>on it goes"), "/0/content/body"),
+        (TextBlock(html='<a href="javascript:alert(1)">on</a>'), "/0/content/body"),
+        (ListBlock(items=["one", "<img src=x onerror=alert(1)>two"]), "/0/content/body"),
+        (EmbedBlock(url="javascript:alert(1)"), "/0/content/body/0/url"),
+    ],
+)
+def test_an_edited_file_brings_no_markup_that_no_desk_could_have_sent(block: Block, path: str) -> None:
+    line = recorded(EntryContent("It is on", [block], [], []))
+    with pytest.raises(Invalid) as refused:
+        parse_chunk(line, feed=FEED, now_milliseconds=1000)
+    assert path in [error.path for error in refused.value.errors]
+
+
+def test_what_desks_sent_is_let_in_as_it_stands() -> None:
+    blocks: list[Block] = [
+        TextBlock(
+            html='A &amp; B, <em>both</em> at <a href="https://example.org/?a=1&amp;b=2" rel="noopener">x</a><br>'
+        ),
+        ListBlock(items=["one <strong>1</strong>", "two"]),
+        EmbedBlock(url="https://example.org/v"),
+    ]
+    sanitised = Sanitising(now_milliseconds=0).body(blocks, "")
+    [entry] = parse_chunk(recorded(EntryContent(None, sanitised, [], [])), feed=FEED, now_milliseconds=1000).entries
+    assert entry.position.n == 2
+
+
+tokens = ["<em>", "</em>", "<a href='https://e.org?a=1&b=2'>", "</a>", "<br>", "<b>", "&lt;", "&", "<", " ", "x"]
+pieces = st.lists(st.sampled_from(tokens), max_size=12).map("".join)
+
+
+@given(pieces)
+def test_what_sanitising_leaves_it_leaves_again(html: str) -> None:
+    """Else an import would refuse what a desk sent."""
+    once = clean_html(html)
+    assert clean_html(once) == once
+    first = Sanitising(now_milliseconds=0)
+    body = first.body([TextBlock(html=f"x{html}"), ListBlock(items=[f"y {html}"])], "")
+    assert Sanitising(now_milliseconds=0).body(body, "") == body
