@@ -6,7 +6,7 @@ sending the question behind the append `log`'s.
 
 from typing import Any, Literal, NamedTuple, get_args
 
-from shared.errors import OutcomeUnknown, Unavailable
+from shared.errors import OutcomeUnknown
 
 # From the weakest to the strongest.
 Durability = Literal["memory", "fsync", "replicated"]
@@ -50,12 +50,13 @@ class Confirmation(NamedTuple):
 def confirmation(promised: Durability, means: Means, *, replicas: int) -> Confirmation | None:
     """What must confirm a write, None where the server's answer is confirmation enough.
 
-    Unavailable for a promise that is known to be out of reach: nothing was appended.
+    OutcomeUnknown, as the contract has it for all that is not reached, for a promise that is known to be out of reach: then
+    nothing was appended.
     """
     if promised == "memory" or (promised == "fsync" and means.kept == "fsync"):
         return None
     if not means.waitaof and means.kept == "memory":
-        raise Unavailable(
+        raise OutcomeUnknown(
             f"the log's server does not sync writes to disk, so {promised} is out of reach; nothing was appended",
             promised=promised,
             kept=means.kept,
@@ -63,7 +64,7 @@ def confirmation(promised: Durability, means: Means, *, replicas: int) -> Confir
     if promised == "fsync":
         return Confirmation(promised, ("WAITAOF", 1, 0, CONFIRM_MILLISECONDS))
     if means.replicas < replicas:
-        raise Unavailable(
+        raise OutcomeUnknown(
             f"{means.replicas} of {replicas} replicas are connected to the log's server; nothing was appended",
             promised=promised,
             replicas=means.replicas,
