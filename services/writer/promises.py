@@ -42,7 +42,7 @@ class Promises:
         return {"durability": promise.reached}
 
     async def of(self, header: str | None) -> Promise:
-        """What a request with this `Dateline-Durability` is promised; Malformed, or Unavailable with nothing appended where it is out of reach."""
+        """What a request with this `Dateline-Durability` is promised; Malformed, or OutcomeUnknown with nothing appended."""
         asked = (header or "").strip().lower() or "memory"
         if asked not in DURABILITIES:
             raise Malformed(f"Dateline-Durability is one of {', '.join(DURABILITIES)}")
