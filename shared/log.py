@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 from msgspec import Struct
 
-from shared.archive import Archives
+from shared.archive.archives import Archives
 from shared.documents import Document, Feed, parse_document, parse_feed
 from shared.durability import Confirmation
 from shared.errors import Corrupted, StalePosition

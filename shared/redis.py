@@ -29,8 +29,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shared.config import Config
 from shared.durability import Durability, Means
+from shared.epochs.incarnation import Kept
 from shared.errors import Corrupted, Misconfigured, Unavailable
-from shared.incarnation import Kept
 from shared.keys import SHARDS, Keys
 
 COMMAND_TIMEOUT_SECONDS = 3.0

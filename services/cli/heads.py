@@ -12,11 +12,11 @@ import msgspec
 import structlog
 
 from services.cli.data_dir import write_whole
-from shared.admission import Admission
+from shared.epochs.admission import Admission
+from shared.epochs.witness import Witness, report
 from shared.keys import Keys
 from shared.position import Position
 from shared.redis import connect
-from shared.witness import Witness, report
 
 log = structlog.get_logger()
 

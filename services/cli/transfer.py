@@ -1,6 +1,6 @@
 """`dateline export` and `import`: a feed as one file, out of one installation and into another, over HTTP.
 
-Owns the file on the disk and the pieces that travel. The file's form is `shared.exports`', requests are `client`'s.
+Owns the file on the disk and the pieces that travel. The file's form is `shared.archive.exports`', requests are `client`'s.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from services.cli.client import DatelineClient
 from services.cli.problem import PASSING_STATUSES, Problem
 from services.cli.target import Failed, Target, desk_options, run, target
 from services.cli.terminal import plain
-from shared.exports import EXPORT_FORMAT, CannotImport, Checked, Closing, Header, encoded
+from shared.archive.exports import EXPORT_FORMAT, CannotImport, Checked, Closing, Header, encoded
 from shared.ndjson import CHAIN_START, chained, parse_line
 from shared.position import ORIGIN, Position
 

@@ -24,6 +24,7 @@ from services.gateway.streams import Streams
 from services.gateway.tail import BLOCK_SECONDS, Tail
 from services.gateway.waiting import Arrivals
 from shared.config import Config
+from shared.epochs.witness import Witness
 from shared.errors import Unavailable
 from shared.http import Check, application
 from shared.keys import SHARDS, Keys
@@ -33,7 +34,6 @@ from shared.members import process_name
 from shared.metrics import Metrics
 from shared.redis import UNREACHABLE, check_installation, connect, connect_for_blocking, needed_url
 from shared.tokens import Tokens
-from shared.witness import Witness
 
 log = structlog.get_logger()
 

@@ -15,11 +15,11 @@ from services.gateway.purges import Purges
 from services.gateway.readers import Readers
 from services.gateway.ring import Ready
 from services.gateway.waiting import Arrivals
+from shared.epochs.witness import Witness
 from shared.errors import Unavailable
 from shared.keys import SHARDS, Keys
 from shared.position import Position
 from shared.redis import UNREACHABLE, Redis, command
-from shared.witness import Witness
 
 log = structlog.get_logger()
 

@@ -14,11 +14,11 @@ from services.projector.commit import Commit, Commits, Pending, prepare
 from services.projector.gauges import Gauges
 from services.projector.lease import RENEW_SECONDS, Leases
 from services.projector.shard import Shard
+from shared.epochs.witness import Witness
 from shared.errors import NewerLog, Unavailable
 from shared.keys import Keys
 from shared.metrics import Metrics
 from shared.redis import UNREACHABLE, Redis, command, run_pipeline
-from shared.witness import Witness
 
 log = structlog.get_logger()
 

@@ -17,9 +17,10 @@ import uuid_utils
 
 from services.writer.commands import Command, OpenFeed, PinEntry, PublishEntry, ReviseFeed
 from services.writer.decide import Plan, State, evolve, plan
-from shared.admission import Admission
 from shared.documents import Document, Entry, Feed
 from shared.durability import Confirmation
+from shared.epochs.admission import Admission
+from shared.epochs.witness import Witness
 from shared.errors import (
     BodyTooLarge,
     CannotFold,
@@ -65,7 +66,6 @@ from shared.log import (
 from shared.metrics import Metrics
 from shared.position import Position
 from shared.redis import UNREACHABLE, redis_errors
-from shared.witness import Witness
 
 log = structlog.get_logger()
 

@@ -1,7 +1,7 @@
 """Imports: events that another installation recorded, as they come over HTTP, chunk by chunk.
 
 Owns what a chunk may hold and how it is checked: content as if a desk had sent it.
-Taking the events over, once and whole, is `shared.restoring`'s.
+Taking the events over, once and whole, is `shared.archive.restoring`'s.
 """
 
 import time
@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import msgspec
 
 from services.writer.sanitise import Checked
+from shared.archive.exports import Closing, Header, parse
+from shared.archive.restoring import Restoring
 from shared.errors import CannotFold, FieldError, Invalid, Malformed, NewerLog
 from shared.events import decode
-from shared.exports import Closing, Header, parse
 from shared.ndjson import StreamEntry
 from shared.position import ORIGIN, Position
 from shared.quarantine import QuarantineRecord
 from shared.redis import redis_errors
-from shared.restoring import Restoring
 
 # As for any instant that a client gives.
 AHEAD_SECONDS_MAX = 300

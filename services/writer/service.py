@@ -10,8 +10,10 @@ from services.writer.app import routes
 from services.writer.desk import Desk
 from services.writer.imports import Imports
 from services.writer.promises import Promises
-from shared.admission import Admission
+from shared.archive.restoring import Restoring
 from shared.config import Config
+from shared.epochs.admission import Admission
+from shared.epochs.witness import Witness
 from shared.errors import Misconfigured
 from shared.http import Check, application
 from shared.keys import Keys
@@ -19,9 +21,7 @@ from shared.lifecycle import listen, run_until, serving
 from shared.log import Log
 from shared.metrics import Metrics
 from shared.redis import check_installation, connect, needed_url
-from shared.restoring import Restoring
 from shared.tokens import Tokens
-from shared.witness import Witness
 
 log = structlog.get_logger()
 

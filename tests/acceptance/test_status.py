@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from services.cli.data_dir import ServerRecord
-from shared.admission import Admission
+from shared.epochs.admission import Admission
 from shared.keys import Keys
 from shared.log import Log
 from shared.redis import check_installation, command, connect

@@ -26,9 +26,10 @@ from services.writer.commands import (
 )
 from services.writer.desk import Desk, Outcome, Request
 from shared import log as log_module
-from shared.admission import Admission
 from shared.documents import Document, Entry, Feed, FeedStatus, TextBlock, render
 from shared.durability import Confirmation
+from shared.epochs.admission import Admission
+from shared.epochs.witness import Witness
 from shared.errors import CannotFold
 from shared.events import (
     Encoded,
@@ -51,7 +52,6 @@ from shared.ndjson import StreamEntry
 from shared.position import ORIGIN, Position
 from shared.read_models import READ_MODELS, members
 from shared.redis import Redis, Script, command
-from shared.witness import Witness
 
 APPEND = Script(log_module.__file__, "append.lua")
 LOOK = Script(log_module.__file__, "load.lua", read_only=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.cli.embedded import DataDir, EmbeddedServer, server_binary
-from shared.admission import Admission
+from shared.epochs.admission import Admission
 from shared.keys import Keys
 from shared.redis import Redis, connect
 

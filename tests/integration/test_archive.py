@@ -8,21 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from shared import archiving as archiving_module
-from shared import segments
-from shared import trimming as trimming_module
-from shared.admission import Admission
-from shared.archive import Archive
-from shared.archiving import Archiving
+from shared.archive import archiving as archiving_module
+from shared.archive import segments
+from shared.archive import trimming as trimming_module
+from shared.archive.archives import Archive
+from shared.archive.archiving import Archiving
+from shared.archive.objects import Objects
+from shared.archive.removal import Removal
+from shared.archive.trimming import Trimming
+from shared.epochs.admission import Admission
 from shared.errors import Corrupted, Unavailable
 from shared.keys import Keys
 from shared.log import Log
 from shared.ndjson import StreamEntry, parse_line
-from shared.objects import Objects
 from shared.position import ORIGIN, Position
 from shared.redis import Redis, command
-from shared.removal import Removal
-from shared.trimming import Trimming
 from tests.integration.builders import (
     Projection,
     appending,

@@ -5,9 +5,9 @@ Owns what those scripts alone decide. Archives and restoring as a whole are test
 
 import pytest
 
-from shared import archiving as archiving_module
-from shared import restoring as restoring_module
-from shared import trimming as trimming_module
+from shared.archive import archiving as archiving_module
+from shared.archive import restoring as restoring_module
+from shared.archive import trimming as trimming_module
 from shared.errors import Corrupted
 from shared.keys import Keys
 from shared.log import Log

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.projector.commit import BYTES_PER_COMMIT_MAX, EVENTS_PER_COMMIT_MAX, Commits, Frame, prepare
-from shared.admission import Admission
 from shared.documents import parse_document, parse_feed
+from shared.epochs.admission import Admission
 from shared.errors import Corrupted, NewerLog
 from shared.events import (
     Encoded,

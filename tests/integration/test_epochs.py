@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from services.writer.desk import Desk
-from shared import admission as admission_module
-from shared.admission import Admission
-from shared.epochs import Epochs
+from shared.epochs import admission as admission_module
+from shared.epochs.admission import Admission
+from shared.epochs.raising import Epochs
+from shared.epochs.witness import Witness, report
 from shared.errors import Unavailable
 from shared.events import EpochRaised
 from shared.keys import SHARDS, Keys
 from shared.log import Appended, Log, Unadmitted
 from shared.position import Position
 from shared.redis import Redis, command
-from shared.witness import Witness, report
 from tests.integration.builders import (
     appending_entry,
     carry_out,

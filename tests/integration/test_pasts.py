@@ -13,14 +13,14 @@ import pytest
 from services.gateway import pasts as module
 from services.gateway.past import Past
 from services.writer.redaction import Redactions
-from shared import segments
-from shared.archiving import Archiving
+from shared.archive import segments
+from shared.archive.archiving import Archiving
+from shared.archive.trimming import Trimming
 from shared.keys import Keys
 from shared.log import Log
 from shared.ndjson import StreamEntry
 from shared.position import Position
 from shared.redis import Redis, command
-from shared.trimming import Trimming
 from tests.integration.builders import log_entries
 from tests.integration.conftest import RunningServer
 from tests.integration.gateway_kit import (

@@ -19,7 +19,7 @@ from services.cli.embedded import DataDir, EmbeddedServer, server_binary
 from services.projector import worker as worker_module
 from services.projector.shard import FEEDS_PER_ROUND_MAX
 from services.projector.worker import Projector
-from shared.admission import Admission
+from shared.epochs.admission import Admission
 from shared.errors import Corrupted, OutcomeUnknown
 from shared.events import Encoded, EntryPinned
 from shared.keys import SHARDS, Keys

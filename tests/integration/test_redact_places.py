@@ -10,14 +10,14 @@ from services.cli.ops.receipt import Receipt
 from services.cli.ops.redact import carry_out
 from services.cli.ops.server import Server
 from services.projector.builds import Builds
-from shared import segments
-from shared.archiving import Archiving
+from shared.archive import segments
+from shared.archive.archiving import Archiving
+from shared.archive.trimming import Trimming
 from shared.config import Config
 from shared.keys import Keys
 from shared.log import Log
 from shared.position import ORIGIN
 from shared.redis import Redis, command
-from shared.trimming import Trimming
 from tests.integration.builders import (
     carry_out as carry_out_request,
 )

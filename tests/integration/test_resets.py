@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from shared.epochs import Epochs
+from shared.epochs.raising import Epochs
+from shared.epochs.witness import Witness
 from shared.keys import Keys
 from shared.position import Position
 from shared.redis import Redis
-from shared.witness import Witness
 from tests.integration.conftest import RunningServer
 from tests.integration.gateway_kit import (
     Held,

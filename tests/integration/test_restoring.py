@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from services.writer.desk import Outcome
-from shared import restoring as restoring_module
+from shared.archive import restoring as restoring_module
+from shared.archive.restoring import Restoring, in_chunks
 from shared.errors import EntryExists, EntryRetracted, HistoryDiffers, Invalid, RevisionConflict
 from shared.events import EntryRedacted, Removed
 from shared.keys import Keys
@@ -15,7 +16,6 @@ from shared.log import Head, Log
 from shared.ndjson import CHAIN_START, StreamEntry, chain_over
 from shared.position import Position
 from shared.redis import Redis, command
-from shared.restoring import Restoring, in_chunks
 from tests.integration.builders import (
     appending,
     appending_entry,

@@ -13,9 +13,10 @@ from services.cli.ops.look import FEEDS_PER_ROUND, feeds_of
 from services.cli.ops.server import Server
 from services.cli.ops.surroundings import installation_of
 from services.projector.lease import Leases
-from shared.admission import Admission
-from shared.archiving import Archiving
+from shared.archive.archiving import Archiving
+from shared.archive.trimming import Trimming
 from shared.config import Config
+from shared.epochs.admission import Admission
 from shared.errors import FeedNotFound
 from shared.fold import FOLD_VERSION
 from shared.instants import milliseconds_of
@@ -25,7 +26,6 @@ from shared.members import Members
 from shared.position import Position
 from shared.read_models import READ_MODELS
 from shared.redis import Redis, command
-from shared.trimming import Trimming
 from tests.integration.builders import (
     Projection,
     appending_entry,

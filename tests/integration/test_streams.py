@@ -8,7 +8,7 @@ import pytest
 from services.gateway import reads, tail, waiting
 from services.gateway import streams as module
 from services.gateway.reads import Reads
-from shared.epochs import Epochs, Raise
+from shared.epochs.raising import Epochs, Raise
 from shared.keys import Keys
 from shared.redis import Redis
 from tests.integration.conftest import RunningServer

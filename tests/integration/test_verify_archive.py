@@ -5,14 +5,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from shared import segments
-from shared.archiving import Archiving
+from shared.archive import segments
+from shared.archive.archiving import Archiving
+from shared.archive.removal import Removal
+from shared.archive.restoring import Restoring
+from shared.archive.trimming import Trimming
 from shared.keys import Keys
 from shared.position import Position
 from shared.redis import Redis, command
-from shared.removal import Removal
-from shared.restoring import Restoring
-from shared.trimming import Trimming
 from tests.integration.builders import carry_out, desk_of, log_entries, project, publishing
 from tests.integration.test_verify import FEED, changing, named, redact, rewrite, verified, write_a_history
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.incarnation import Incarnation, Kept, ServerFacts, doubt
+from shared.epochs.incarnation import Incarnation, Kept, ServerFacts, doubt
 
 BEFORE = Incarnation("a1 r1", "fsync", 0)
 

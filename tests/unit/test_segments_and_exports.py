@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from services.writer.imports import parse_chunk
 from services.writer.sanitise import Checked as Sanitising
 from services.writer.sanitise import clean_html
+from shared.archive.exports import CannotImport, Checked, Closing, Header, encoded
+from shared.archive.segments import Manifest, Packing, check_chain, entries_of, seal, unpacked, unseal
 from shared.documents import Block, EmbedBlock, ListBlock, TextBlock
 from shared.errors import Corrupted, DatelineError, Invalid, NewerLog
 from shared.events import EntryContent, EntryPublished, encode
-from shared.exports import CannotImport, Checked, Closing, Header, encoded
 from shared.ndjson import CHAIN_START, StreamEntry, chain_over, line_of
-from shared.segments import Manifest, Packing, check_chain, entries_of, seal, unpacked, unseal
 
 FEED = "final"
 parts = st.binary(max_size=60) | st.just(b"") | st.just(b'{"a":1}')

@@ -1,7 +1,7 @@
 """`dateline ops archive`: feeds into their archives and, with --trim, out of the server's memory.
 
-Owns which feeds are meant, where they go, and the report. The steps and their order are `shared.archiving`'s and
-`shared.trimming`'s.
+Owns which feeds are meant, where they go, and the report. The steps and their order are `shared.archive.archiving`'s and
+`shared.archive.trimming`'s.
 """
 
 import re
@@ -17,12 +17,12 @@ from rich.console import Console
 from services.cli.ops.progress import Progress
 from services.cli.ops.server import Server, run_verb, server_options
 from services.cli.terminal import plain
-from shared.archiving import Archived, Archiving
+from shared.archive.archiving import Archived, Archiving
+from shared.archive.trimming import Trimmed, Trimming
 from shared.errors import DatelineError, Misconfigured
 from shared.keys import SHARDS
 from shared.log import Log
 from shared.redis import command
-from shared.trimming import Trimmed, Trimming
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 

@@ -17,14 +17,14 @@ from services.cli.ops.receipt import Place, Receipt
 from services.cli.ops.server import Server, run_verb, server_options
 from services.projector.retired import only_active_generation
 from services.writer.redaction import Redactions
-from shared.admission import Admission
+from shared.archive.removal import Removal
+from shared.epochs.admission import Admission
 from shared.errors import Corrupted, Unavailable
 from shared.keys import Keys
 from shared.log import Log
 from shared.members import Members
 from shared.position import Position
 from shared.redis import Redis, command
-from shared.removal import Removal
 
 log = structlog.get_logger()
 

@@ -1,7 +1,7 @@
 """`dateline ops restore`: feeds from an archive into an installation that does not have them.
 
 Owns which feeds, the verification before anything is written, and the wait until readers have them. How events are taken over
-is `shared.restoring`'s.
+is `shared.archive.restoring`'s.
 """
 
 import asyncio
@@ -15,15 +15,15 @@ from rich.console import Console
 from services.cli.ops.progress import Progress
 from services.cli.ops.server import Server, run_verb, server_options
 from services.cli.terminal import plain
-from shared.archive import Archive, Archives
+from shared.archive.archives import Archive, Archives
+from shared.archive.objects import Objects
+from shared.archive.restoring import Restoring, in_chunks
+from shared.archive.segments import Manifest
 from shared.documents import is_feed_id
 from shared.errors import Corrupted, DatelineError, Misconfigured
 from shared.ndjson import CHAIN_START, StreamEntry, chain_over
-from shared.objects import Objects
 from shared.position import ORIGIN, Position
 from shared.redis import command
-from shared.restoring import Restoring, in_chunks
-from shared.segments import Manifest
 
 LOOK_SECONDS = 0.05
 

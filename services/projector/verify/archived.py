@@ -1,6 +1,6 @@
 """The archive against itself and the log: objects, chain, and every event that stands in both archive and stream.
 
-Owns the comparison. Reading an object and verifying its hash and chain is `shared.archive`'s.
+Owns the comparison. Reading an object and verifying its hash and chain is `shared.archive.archives`'s.
 """
 
 import hashlib
@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from services.projector.verify.differences import Differences
 from services.projector.verify.refold import Refold
-from shared.archive import Archive, ArchiveState, HeldManifest
+from shared.archive.archives import Archive, ArchiveState, HeldManifest
+from shared.archive.segments import Segment
 from shared.errors import CannotFold, Corrupted, Unavailable
 from shared.events import about
 from shared.keys import Keys
@@ -16,7 +17,6 @@ from shared.log import Log, stream_entry
 from shared.ndjson import CHAIN_START, StreamEntry
 from shared.position import Position
 from shared.redis import Redis, command
-from shared.segments import Segment
 
 EVENTS_PER_SLICE = 500
 

@@ -1,7 +1,7 @@
 """Archiving: a feed's events into its archive.
 
 Owns the order of the steps, so that a crash between any two leaves a valid archive: objects first, then the manifest, then
-what the shard knows. Reading archives is `archive`'s, taking events out of the stream `trimming`'s.
+what the shard knows. Reading archives is `archives`', taking events out of the stream `trimming`'s.
 """
 
 import asyncio
@@ -12,15 +12,15 @@ from typing import NamedTuple, cast
 from msgspec import Struct
 from msgspec.structs import replace
 
-from shared.archive import Archive, ArchiveState, mark_of
+from shared.archive.archives import Archive, ArchiveState, mark_of
+from shared.archive.objects import Moved
+from shared.archive.segments import ARCHIVE_FORMAT, Manifest, Packing, Segment
 from shared.errors import Corrupted, FeedNotFound, Unavailable
 from shared.keys import Keys
 from shared.log import Log
 from shared.ndjson import CHAIN_START, chained
-from shared.objects import Moved
 from shared.position import ORIGIN, Position
 from shared.redis import Redis, Script, command
-from shared.segments import ARCHIVE_FORMAT, Manifest, Packing, Segment
 
 # Another run that was first is found by its manifest: then the work is done again on top of it.
 ATTEMPTS_MAX = 5

@@ -5,14 +5,14 @@ Owns the comparison and the script that trims. How the log is read afterwards, a
 
 from typing import Any, NamedTuple
 
-from shared.archiving import Progress, head_of
+from shared.archive.archiving import Progress, head_of
+from shared.archive.segments import Segment
 from shared.errors import Corrupted, FeedNotFound, Unavailable
 from shared.keys import Keys
 from shared.log import Log, in_order, stream_entry
 from shared.ndjson import StreamEntry
 from shared.position import Position
 from shared.redis import Redis, Script, command
-from shared.segments import Segment
 
 _trim = Script(__file__, "trim.lua")
 

@@ -1,7 +1,7 @@
 """Segments and manifests: what an archive's objects hold, and how a damaged one is found.
 
 Owns both forms. A segment is gzip of NDJSON lines; the manifest lists the segments in order, each with the SHA-256 of its
-object and the chain over all events from the first to its last. Where the objects are kept is `archive`'s.
+object and the chain over all events from the first to its last. Where the objects are kept is `archives`'.
 """
 
 import gzip

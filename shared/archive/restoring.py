@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
-from shared.epochs import Epochs
+from shared.epochs.raising import Epochs
 from shared.errors import FieldError, HistoryDiffers, Invalid, Unavailable
 from shared.keys import Keys
 from shared.log import Log, in_order

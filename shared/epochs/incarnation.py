@@ -1,7 +1,7 @@
 """Incarnations: which server process keeps the log, and when another one may have less history than was acknowledged.
 
 Owns the decision, which is pure. Reading the facts and acting on the verdict are `admission`'s, what single positions tell of a
-loss is `epochs`'.
+loss is `raising`'s.
 """
 
 from typing import Literal

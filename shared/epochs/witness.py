@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import structlog
 
-from shared.epochs import Epochs
+from shared.epochs.raising import Epochs
 from shared.errors import Unavailable
 from shared.keys import Keys
 from shared.position import Position

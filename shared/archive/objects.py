@@ -1,7 +1,7 @@
 """Objects: named bytes in a folder or in an S3-compatible store.
 
 Owns the place's URL, writes that are read back, deletions that are looked after, and replacing an object only where it still
-is the one that was read. What the objects mean is `archive`'s.
+is the one that was read. What the objects mean is `archives`'.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Admission: before another server process takes appends, the loss of acknowledged history is excluded or made visible.
 
 Owns the order of the steps, shard by shard: each may be done twice, by two processes at once, or not at all by one that ends
-in the middle; the shard's incarnation comes last. Whether a server is in doubt is `incarnation`'s, a single feed `epochs`'.
+in the middle; the shard's incarnation comes last. Whether a server is in doubt is `incarnation`'s, a single feed `raising`'s.
 """
 
 import asyncio
@@ -10,12 +10,12 @@ from typing import Any, cast
 
 import structlog
 
-from shared.epochs import FEEDS_PER_ROUND, Epochs, Raise, Standing
+from shared.epochs.incarnation import Incarnation, ServerFacts, doubt, run_id
+from shared.epochs.raising import FEEDS_PER_ROUND, Epochs, Raise, Standing
+from shared.epochs.witness import CHECK_SECONDS
 from shared.errors import Corrupted, Unavailable
-from shared.incarnation import Incarnation, ServerFacts, doubt, run_id
 from shared.keys import SHARDS, Keys
 from shared.redis import UNREACHABLE, Redis, Script, check_installation, command, durability_kept, run_pipeline
-from shared.witness import CHECK_SECONDS
 
 log = structlog.get_logger()
 

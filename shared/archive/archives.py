@@ -9,13 +9,13 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from typing import Any, NamedTuple, cast
 
+from shared.archive.objects import Held, Objects
+from shared.archive.segments import Manifest, Packed, Segment, check_chain, entries_of, seal, unpacked, unseal
 from shared.errors import Corrupted
 from shared.keys import Keys
 from shared.ndjson import StreamEntry
-from shared.objects import Held, Objects
 from shared.position import ORIGIN, Position
 from shared.redis import Redis
-from shared.segments import Manifest, Packed, Segment, check_chain, entries_of, seal, unpacked, unseal
 
 CHUNK_EVENTS = 500
 # Segments kept in memory for whoever reads a feed in pieces: each is read from its object once.

@@ -10,16 +10,16 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from shared.archive import Archive, mark_of
-from shared.archiving import ATTEMPTS_MAX, quarantine_until
+from shared.archive.archives import Archive, mark_of
+from shared.archive.archiving import ATTEMPTS_MAX, quarantine_until
+from shared.archive.objects import Moved
+from shared.archive.segments import ARCHIVE_FORMAT, Manifest, Packed, Packing, Segment
 from shared.errors import Unavailable
 from shared.keys import Keys
 from shared.log import Log
 from shared.ndjson import StreamEntry
-from shared.objects import Moved
 from shared.position import Position
 from shared.redis import Redis
-from shared.segments import ARCHIVE_FORMAT, Manifest, Packed, Packing, Segment
 
 
 class Rewritten(NamedTuple):
