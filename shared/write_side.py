@@ -4,6 +4,7 @@ Pure. Appends keep the same beside the log as they are decided; here it is told 
 that cannot be folded included. Where it is stored is `restoring`'s.
 """
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -17,6 +18,8 @@ from shared.events import (
     EntryRedacted,
     EntryRetracted,
     EntryUnpinned,
+    EpochRaised,
+    EpochReason,
     FeedOpened,
     FeedRevised,
     FeedStatusChanged,
@@ -50,6 +53,36 @@ class Note(NamedTuple):
         )
 
 
+class Raised(Struct, frozen=True):
+    """Why the epoch was last raised, and when; `lost_epoch` is the last one that was raised for lost history, 0 for none."""
+
+    reason: EpochReason
+    because: str
+    at: int
+    lost_epoch: int
+
+    def fields(self) -> dict[str, str | int]:
+        """As a feed's head keeps it."""
+        kept: dict[str, str | int] = {
+            "raised_reason": self.reason,
+            "raised_because": self.because,
+            "raised_at": self.at,
+        }
+        return kept | ({"lost_epoch": self.lost_epoch} if self.lost_epoch else {})
+
+    @classmethod
+    def parse(cls, head: Mapping[str, str]) -> "Raised | None":
+        """From a head's fields; None for a feed whose epoch was never raised."""
+        if "raised_reason" not in head:
+            return None
+        return cls(
+            reason="epoch" if head["raised_reason"] == "epoch" else "repaired",
+            because=head["raised_because"],
+            at=int(head["raised_at"]),
+            lost_epoch=int(head.get("lost_epoch", 0)),
+        )
+
+
 class Standing(Struct, frozen=True):
     """The head's fields at `position`, and the chain over all events up to there."""
 
@@ -60,6 +93,7 @@ class Standing(Struct, frozen=True):
     pins: int = 0
     live: int = 0
     chain: str = CHAIN_START
+    raised: Raised | None = None
 
 
 class Told(Struct, frozen=True):
@@ -70,6 +104,7 @@ class Told(Struct, frozen=True):
     revision: int | None = None
     status: str | None = None
     fingerprint: str = NO_FINGERPRINT
+    raised: EpochRaised | None = None
 
 
 def after(standing: Standing, entry: StreamEntry, told: Told, note: Note | None) -> tuple[Standing, Note | None]:
@@ -81,14 +116,19 @@ def after(standing: Standing, entry: StreamEntry, told: Told, note: Note | None)
     elif told.entry is not None:
         changed = _note(note, told, entry.position)
         live += (changed.status == "published") - (note is not None and note.status == "published")
+    recorded_at, raised = int(entry.fields[b"recorded_at"]), standing.raised
+    if told.raised is not None:
+        lost_epoch = entry.position.epoch if told.raised.reason == "epoch" else raised.lost_epoch if raised else 0
+        raised = Raised(told.raised.reason, told.raised.because, recorded_at, lost_epoch)
     return Standing(
         position=entry.position,
-        recorded_at=int(entry.fields[b"recorded_at"]),
+        recorded_at=recorded_at,
         status=status,
         version=n if name in _OF_FEED or n == 1 else standing.version,
         pins=n if name in _OF_PINS or n == 1 else standing.pins,
         live=live,
         chain=chained(standing.chain, entry),
+        raised=raised,
     ), changed
 
 
@@ -128,6 +168,7 @@ def told_by(entry: StreamEntry) -> Told:
         revision=event.revision if isinstance(event, EntryCorrected) else None,
         status=event.status if isinstance(event, FeedStatusChanged) else None,
         fingerprint=_fingerprint(recorded),
+        raised=event if isinstance(event, EpochRaised) else None,
     )
 
 

@@ -1,7 +1,12 @@
 -- Makes the feed of what was staged, all at once, or changes nothing.
 -- KEYS  1 staged log  2 staged head  3 staged entries  4 log  5 head  6 entries  7 quarantine  8 dirty  9 doorbell
+--       10 incarnation
 -- ARGV  1 feed  2 last position  3 chain there  4 number of quarantine records, each: position, JSON
--- Gives "restored" | "moved" (something else is staged) | "exists"
+-- Gives "restored" | "moved" (something else is staged) | "exists" | "unadmitted": nothing is acknowledged by a server
+--       process that may be dismissed
+local info = redis.call('INFO', 'server', 'replication')
+local server = string.match(info, 'run_id:(%x+)') .. ' ' .. string.match(info, 'master_replid:(%x+)')
+if redis.call('HGET', KEYS[10], 'server') ~= server then return 'unadmitted' end
 if redis.call('EXISTS', KEYS[5], KEYS[4]) > 0 then return 'exists' end
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 if not last or last[1] ~= ARGV[2] then return 'moved' end

@@ -15,7 +15,7 @@ from shared.log import Log, in_order
 from shared.ndjson import CHAIN_START, StreamEntry, chained
 from shared.position import ORIGIN, Position
 from shared.redis import Redis, Script, command
-from shared.write_side import Note, Standing, Told, after, told_by
+from shared.write_side import Note, Raised, Standing, Told, after, told_by
 
 EVENTS_PER_CHUNK_MAX = 1_000
 BYTES_PER_CHUNK_MAX = 1024 * 1024
@@ -88,7 +88,8 @@ class Restoring:
     async def finish(self, feed: str, *, last: Position, chain: str, quarantine: Mapping[str, str]) -> bool:
         """Make the feed of what is staged up to `last`, where its chain must be `chain`. False: it is there already.
 
-        Raises HistoryDiffers when the feed is there with other events, or when something else is staged.
+        Raises HistoryDiffers when the feed is there with other events, or when something else is staged, and Unavailable until
+        the server process that answers is admitted.
         """
         keys = self._keys.feed(feed)
         shard = self._keys.shard(self._keys.shard_of(feed))
@@ -97,10 +98,13 @@ class Restoring:
         args: list[str | int] = [feed, str(last), chain, len(quarantine)]
         for pair in quarantine.items():
             args += pair
-        answer = await _restored(self._redis, (*staged, *live, shard.dirty, shard.doorbell), args)
+        answer = await _restored(self._redis, (*staged, *live, shard.dirty, shard.doorbell, shard.incarnation), args)
         match answer:
             case b"restored":
+                await self._make_loss_visible(feed)
                 return True
+            case b"unadmitted":
+                raise Unavailable("the log's server is another process than before, and is not admitted yet; try again")
             case b"moved":
                 raise HistoryDiffers(
                     f"what is staged of {feed!r} is not what ends at {last} with this chain", feed=feed
@@ -132,6 +136,7 @@ class Restoring:
             pins=int(found["pins"]),
             live=int(found["live"]),
             chain=found["chain"],
+            raised=Raised.parse(found),
         )
 
     async def _same(self, feed: str, standing: Standing, entries: Sequence[StreamEntry]) -> bool:
@@ -172,6 +177,7 @@ class Restoring:
             "status": standing.status,
         }
         fields |= {"version": standing.version, "pins": standing.pins, "live": standing.live, "chain": standing.chain}
+        fields |= standing.raised.fields() if standing.raised is not None else {}
         args.append(len(fields))
         for field in fields.items():
             args += field

@@ -117,7 +117,7 @@ async def make(redis: Redis, keys: Keys, *, last: str = "1-1", chain: str = "c")
     its, shard = keys.feed(FEED), keys.shard(keys.shard_of(FEED))
     names = (its.restore_log, its.restore_head, its.restore_entries, its.log, its.head, its.entries, its.quarantine)
     answer: bytes = await RESTORED(
-        redis, (*names, shard.dirty, shard.doorbell), (FEED, last, chain, 1, "1-1", '{"reason":"r"}')
+        redis, (*names, shard.dirty, shard.doorbell, shard.incarnation), (FEED, last, chain, 1, "1-1", '{"reason":"r"}')
     )
     return answer
 

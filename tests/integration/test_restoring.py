@@ -2,14 +2,17 @@
 
 import secrets
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from services.writer.desk import Outcome
 from shared.archive import restoring as restoring_module
 from shared.archive.restoring import Restoring, in_chunks
-from shared.errors import EntryExists, EntryRetracted, HistoryDiffers, Invalid, RevisionConflict
+from shared.epochs.admission import Admission
+from shared.epochs.raising import Epochs, Raise
+from shared.epochs.witness import report
+from shared.errors import EntryExists, EntryRetracted, HistoryDiffers, Invalid, RevisionConflict, Unavailable
 from shared.events import EntryRedacted, Removed
 from shared.keys import Keys
 from shared.log import Head, Log
@@ -41,9 +44,11 @@ FEED = "final"
 
 
 @pytest.fixture
-def others() -> Keys:
+async def others(redis: Redis) -> Keys:
     """The keys of another installation, on the same server."""
-    return Keys("t" + secrets.token_hex(6))
+    others = Keys("t" + secrets.token_hex(6))
+    await Admission(redis, others).admit()
+    return others
 
 
 async def newsroom(redis: Redis, keys: Keys) -> list[StreamEntry]:
@@ -217,6 +222,48 @@ async def test_a_crash_after_any_step_is_gone_on_from(
     assert not await bring(redis, others, entries, of=keys), "it was done, and only the answer was lost"
     await project(redis, others, FEED)
     assert await generation_of(redis, others, FEED, 1) == await generation_of(redis, keys, FEED, 1)
+
+
+async def test_what_readers_hold_beyond_what_came_back_is_lost_and_made_visible(
+    redis: Redis, keys: Keys, others: Keys
+) -> None:
+    entries = await newsroom(redis, keys)
+    end = entries[-1].position
+    await report(redis, others, {FEED: Position(1, end.n + 3)})
+    assert await bring(redis, others, entries, of=keys)
+    head = await Log(redis, others).head(FEED)
+    assert head is not None and head.position == Position(2, end.n + 1)
+    # Once: the repetition of an act whose answer was lost raises nothing more.
+    assert not await finish(Restoring(redis, others), entries)
+    assert await Log(redis, others).head(FEED) == head
+
+
+async def test_a_restored_head_tells_why_epochs_were_raised_and_since_when_history_is_lost(
+    redis: Redis, keys: Keys, others: Keys
+) -> None:
+    await newsroom(redis, keys)
+    epochs = Epochs(redis, keys)
+    server = (await epochs.process()).server
+    for reason, because in (("epoch", "a backup"), ("repaired", "an event was folded after all")):
+        [standing] = await epochs.standings([FEED])
+        [answer] = await epochs.raise_all([Raise(standing, cast("Any", reason), because)], server=server)
+        assert answer == "raised"
+    entries = await log_entries(redis, keys, FEED)
+    await bring(redis, others, entries, of=keys)
+    told = ["raised_reason", "raised_because", "raised_at", "lost_epoch"]
+    was, is_now = [await command(redis, "HMGET", k.feed(FEED).head, *told) for k in (keys, others)]
+    assert is_now == was
+    assert is_now[0] == b"repaired" and is_now[3] == b"2"
+
+
+async def test_nothing_is_made_a_feed_before_the_server_process_is_admitted(redis: Redis, keys: Keys) -> None:
+    entries = await newsroom(redis, keys)
+    strange = Keys("t" + secrets.token_hex(6))
+    with pytest.raises(Unavailable, match="not admitted"):
+        await bring(redis, strange, entries, of=keys)
+    assert await Log(redis, strange).head(FEED) is None
+    await Admission(redis, strange).admit()
+    assert await bring(redis, strange, entries, of=keys), "what was staged is still there"
 
 
 async def test_events_that_do_not_go_on_from_what_is_staged_are_refused(redis: Redis, keys: Keys, others: Keys) -> None:

@@ -10,6 +10,7 @@ from shared.archive.archiving import Archiving
 from shared.archive.removal import Removal
 from shared.archive.restoring import Restoring
 from shared.archive.trimming import Trimming
+from shared.epochs.admission import Admission
 from shared.keys import Keys
 from shared.position import Position
 from shared.redis import Redis, command
@@ -63,6 +64,7 @@ async def test_a_feed_whose_redacted_content_left_the_archive_too_verifies(redis
 async def test_a_feed_that_was_brought_back_from_its_archive_verifies(redis: Redis, keys: Keys) -> None:
     entries = await log_entries(redis, keys, FEED)
     other = Keys(keys.prefix + "-other")
+    await Admission(redis, other).admit()
     restoring = Restoring(redis, other)
     await restoring.stage(FEED, entries)
     staged = await restoring.staged(FEED)

@@ -20,6 +20,7 @@ from shared.archive.objects import Objects
 from shared.archive.restoring import Restoring, in_chunks
 from shared.archive.segments import Manifest
 from shared.documents import is_feed_id
+from shared.epochs.admission import Admission
 from shared.errors import Corrupted, DatelineError, Misconfigured
 from shared.ndjson import CHAIN_START, StreamEntry, chain_over
 from shared.position import ORIGIN, Position
@@ -79,6 +80,7 @@ async def carry_out(server: Server, feeds: Sequence[str], *, url: str, as_json: 
     """Restore the feeds one after the other; one that fails is reported and keeps no other from its turn."""
     reports = []
     archives = Archives(server.redis, server.keys)
+    await Admission(server.redis, server.keys).admit()
     with Progress("restoring", Console(stderr=True)) as progress:
         async with server.projecting():
             for feed in feeds:
