@@ -21,11 +21,14 @@ CHUNK_EVENTS = 500
 # Segments kept in memory for whoever reads a feed in pieces: each is read from its object once.
 SEGMENTS_HELD_MAX = 2
 
+_FORMER = "former:"
+
 
 class ArchiveState(NamedTuple):
     """What a feed's shard knows of its archive. Positions are ORIGIN where nothing is archived or trimmed yet.
 
-    `chain` is that at `archived_to`; `moving_to` the place to which the archive is being copied.
+    `chain` is that at `archived_to`; `moving_to` the place to which the archive is being copied, `former` are those that it was
+    moved away from: copies may still be there.
     """
 
     url: str
@@ -33,6 +36,12 @@ class ArchiveState(NamedTuple):
     trimmed_to: Position
     chain: str
     moving_to: str | None
+    former: tuple[str, ...] = ()
+
+    @property
+    def places(self) -> list[str]:
+        """Every place that may hold events of the feed."""
+        return list(dict.fromkeys(filter(None, (self.url, self.moving_to, *self.former))))
 
 
 class HeldManifest(NamedTuple):
@@ -183,6 +192,7 @@ class Archives:
             trimmed_to=_position(found.get("trimmed_to")),
             chain=found.get("chain", ""),
             moving_to=found.get("moving_to"),
+            former=tuple(sorted(name.removeprefix(_FORMER) for name in found if name.startswith(_FORMER))),
         )
 
     def at(self, url: str, feed: str) -> Archive:

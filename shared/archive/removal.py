@@ -38,23 +38,28 @@ class Removal:
         self._archives = self._log.archives
         self._token = secrets.token_hex(4)
 
-    async def remove_content(self, feed: str, positions: Collection[Position]) -> list[Rewritten]:
-        """Empty the content of these events in the feed's archive; gives the segments that were rewritten.
+    async def places(self, feed: str) -> list[str]:
+        """Where the feed's archive is, is being copied to, and was before."""
+        state = await self._archives.state(feed)
+        return [] if state is None else state.places
+
+    async def remove_content(self, feed: str, url: str, positions: Collection[Position]) -> list[Rewritten]:
+        """Empty the content of these events in the feed's archive at `url`; gives the segments that were rewritten.
 
         Removed from the log first: an archive run that read it before finds its manifest outdated by this one, and reads
         the log again. The objects with the content are deleted and looked after; the chain stays, their SHA-256 is new.
         """
         state = await self._archives.state(feed)
-        if state is None:
-            return []
-        rewritten: list[Rewritten] = []
-        for url in dict.fromkeys(filter(None, (state.url, state.moving_to))):
-            rewritten += await self._remove_content(self._archives.at(url, feed), {str(p).encode() for p in positions})
-        return rewritten
+        former = state is not None and url not in (state.url, state.moving_to)
+        return await self._remove_content(
+            self._archives.at(url, feed), {str(p).encode() for p in positions}, former=former
+        )
 
-    async def _remove_content(self, archive: Archive, positions: set[bytes]) -> list[Rewritten]:
+    async def _remove_content(self, archive: Archive, positions: set[bytes], *, former: bool) -> list[Rewritten]:
         for _ in range(ATTEMPTS_MAX):
             found = await archive.manifest()
+            if found is None and former:
+                return []  # the copy was taken away, and no run writes there any more
             before = found.manifest if found else Manifest(ARCHIVE_FORMAT, archive.feed, 0, [], {})
             mark = mark_of(before.version + 1, self._token)
             rewritten, segments = [], []

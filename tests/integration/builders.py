@@ -6,7 +6,7 @@ Owns the shapes of test data and one oracle: the fold of a whole log from scratc
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -26,6 +26,7 @@ from services.writer.commands import (
 )
 from services.writer.desk import Desk, Outcome, Request
 from shared import log as log_module
+from shared.archive.removal import Removal, Rewritten
 from shared.documents import Document, Entry, Feed, FeedStatus, TextBlock, render
 from shared.durability import Confirmation
 from shared.epochs.admission import Admission
@@ -136,6 +137,12 @@ def desk_of(redis: Redis, keys: Keys, *, log: Log | None = None) -> Desk:
 
 async def carry_out(desk: Desk, feed: str, *commands: Command, **more: Any) -> Outcome:
     return await desk.carry_out(request(feed, *commands, **more))
+
+
+async def remove_archived(redis: Redis, keys: Keys, feed: str, positions: Collection[Position]) -> list[Rewritten]:
+    """Content out of every place where the feed's archive is or was."""
+    removal = Removal(redis, keys)
+    return [one for url in await removal.places(feed) for one in await removal.remove_content(feed, url, positions)]
 
 
 # Appends

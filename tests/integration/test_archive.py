@@ -3,6 +3,7 @@
 import gzip
 import json
 import secrets
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from shared.archive import trimming as trimming_module
 from shared.archive.archives import Archive
 from shared.archive.archiving import Archiving
 from shared.archive.objects import Objects
-from shared.archive.removal import Removal
 from shared.archive.trimming import Trimming
 from shared.epochs.admission import Admission
 from shared.errors import Corrupted, Unavailable
@@ -35,6 +35,7 @@ from tests.integration.builders import (
     project,
     published,
     publishing,
+    remove_archived,
     request,
 )
 from tests.s3 import S3, environment, s3_server
@@ -492,7 +493,7 @@ async def test_removed_content_leaves_the_archive_and_the_chain_stays(redis: Red
     archive = log.archives.at(Objects(place).url, FEED)
     old = await archive.manifest()
     removed = {Position(1, 3), Position(1, 25), Position(1, 26)}
-    rewritten = await Removal(redis, keys).remove_content(FEED, removed)
+    rewritten = await remove_archived(redis, keys, FEED, removed)
 
     assert [(r.before.first, r.after.first) for r in rewritten] == [("1-1", "1-1"), ("1-21", "1-21")]
     new = await archive.manifest()
@@ -505,7 +506,32 @@ async def test_removed_content_leaves_the_archive_and_the_chain_stays(redis: Red
     for entry, was in zip(await whole(log), before, strict=True):
         content = b"" if entry.position in removed else was.fields[b"content"]
         assert entry == StreamEntry(was.id, {**was.fields, b"content": content})
-    assert await Removal(redis, keys).remove_content(FEED, removed) == []
+    assert await remove_archived(redis, keys, FEED, removed) == []
+
+
+async def test_removed_content_leaves_the_copy_in_a_place_that_the_archive_was_moved_away_from(
+    redis: Redis, keys: Keys, folder: Path, tmp_path: Path
+) -> None:
+    log = await feed_of(redis, keys, 14)
+    content = (await whole(log))[4].fields[b"content"]
+    elsewhere = tmp_path / "elsewhere"
+    await archived_and_trimmed(redis, keys, str(folder))
+    await Archiving(redis, keys).archive(FEED, url=str(elsewhere))
+    state = await log.archives.state(FEED)
+    assert state is not None and state.places == [elsewhere.as_uri(), folder.as_uri()]
+
+    rewritten = await remove_archived(redis, keys, FEED, [Position(1, 5)])
+    assert [one.url for one in rewritten] == state.places
+    for place in (folder, elsewhere):
+        assert all(content not in gzip.decompress(file.read_bytes()) for file in (place / FEED).glob("*.gz"))
+
+    # A copy that was taken away is none, and is not begun again; one that the archive comes back to is no former one.
+    shutil.rmtree(folder)
+    await remove_archived(redis, keys, FEED, [Position(1, 6)])
+    assert not folder.exists()
+    await Archiving(redis, keys).archive(FEED, url=str(folder))
+    state = await log.archives.state(FEED)
+    assert state is not None and state.places == [folder.as_uri(), elsewhere.as_uri()]
 
 
 async def test_content_removed_while_a_run_archives_it_does_not_get_into_the_archive(
@@ -517,7 +543,7 @@ async def test_content_removed_while_a_run_archives_it_does_not_get_into_the_arc
     async def redacted_meanwhile(self: Objects, name: str, data: bytes) -> None:
         monkeypatch.setattr(Objects, "put", put)
         await with_content(redis, keys, "1-5", b"")
-        await Removal(redis, keys).remove_content(FEED, [Position(1, 5)])
+        await remove_archived(redis, keys, FEED, [Position(1, 5)])
         await put(self, name, data)
 
     monkeypatch.setattr(Objects, "put", redacted_meanwhile)
@@ -540,9 +566,9 @@ async def test_a_removal_that_crashed_before_the_old_object_went_is_finished_by_
     with monkeypatch.context() as patched:
         patched.setattr(Objects, "delete", crash)
         with pytest.raises(Crash):
-            await Removal(redis, keys).remove_content(FEED, [Position(1, 5)])
+            await remove_archived(redis, keys, FEED, [Position(1, 5)])
     assert len(file_names(folder)) == 3
-    await Removal(redis, keys).remove_content(FEED, [Position(1, 5)])
+    await remove_archived(redis, keys, FEED, [Position(1, 5)])
     assert len(file_names(folder)) == 2
 
 

@@ -108,7 +108,8 @@ async def test_a_damaged_archive_is_listed_and_keeps_no_other_place_from_being_c
     for file in tmp_path.rglob("*.gz"):
         file.write_bytes(file.read_bytes()[:-1] + b"x")
     receipt = await redact(installation)
-    assert [p.place for p in receipt.places if not p.confirmed] == ["archive"] and not receipt.complete
+    assert [p.place for p in receipt.places if not p.confirmed] == [f"archive {tmp_path.as_uri()}"]
+    assert not receipt.complete
     assert SECRET not in repr(await dump(redis, keys))
 
 

@@ -7,14 +7,13 @@ import pytest
 
 from shared.archive import segments
 from shared.archive.archiving import Archiving
-from shared.archive.removal import Removal
 from shared.archive.restoring import Restoring
 from shared.archive.trimming import Trimming
 from shared.epochs.admission import Admission
 from shared.keys import Keys
 from shared.position import Position
 from shared.redis import Redis, command
-from tests.integration.builders import carry_out, desk_of, log_entries, project, publishing
+from tests.integration.builders import carry_out, desk_of, log_entries, project, publishing, remove_archived
 from tests.integration.test_verify import FEED, changing, named, redact, rewrite, verified, write_a_history
 
 
@@ -52,7 +51,7 @@ async def test_a_feed_whose_redacted_content_left_the_archive_too_verifies(redis
     await redact(redis, keys, "e1")
     await project(redis, keys, FEED)
     assert named(await verified(redis, keys)) == {("archive", "content at 1-3"), ("archive", "content at 1-14")}
-    await Removal(redis, keys).remove_content(FEED, [Position(1, 3), Position(1, 14)])
+    await remove_archived(redis, keys, FEED, [Position(1, 3), Position(1, 14)])
     report = await verified(redis, keys)
     assert report.ok, report
     await Archiving(redis, keys).archive(FEED, url=None)

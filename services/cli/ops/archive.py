@@ -42,7 +42,10 @@ class Age(click.ParamType[int]):
 
 
 class Report(Struct, frozen=True, omit_defaults=True):
-    """What became of one feed. `bytes` are those of the archive's objects; `kept` says why no more was trimmed."""
+    """What became of one feed. `bytes` are those of the archive's objects; `kept` says why no more was trimmed.
+
+    `former` are the places that it was moved away from: whether a copy stays there is the operator's to say.
+    """
 
     feed: str
     ok: bool
@@ -56,6 +59,7 @@ class Report(Struct, frozen=True, omit_defaults=True):
     trimmed_to: str | None = None
     trimmed_events: int | None = None
     kept: str | None = None
+    former: tuple[str, ...] = ()
     error: str | None = None
 
 
@@ -86,7 +90,8 @@ def archive(
     """Archive each FEED, or those that are --closed and --older-than; exit code 1 when one was not.
 
     An archive goes on where it ended. Desks, readers and projectors go on meanwhile; rebuild, verify, history and replay read
-    archive and stream as one. A feed that is archived elsewhere by now is moved there with --to.
+    archive and stream as one. A feed that is archived elsewhere by now is moved with --to; the old copy stays until you
+    delete it, and redactions reach it.
     """
     if bool(feeds) == (closed or older_than is not None):
         raise click.UsageError("name the feeds to archive, or give --closed or --older-than")
@@ -142,7 +147,8 @@ async def _one(
 
     archived = await archiving.archive(feed, url=url, progress=shown("archiving"))
     trimmed = await trimming.trim(feed, progress=shown("verifying and trimming")) if trim else None
-    return _report(feed, archived, trimmed)
+    state = await log.archives.state(feed)
+    return _report(feed, archived, trimmed, former=state.former if state is not None else ())
 
 
 def default_place(server: Server) -> str:
@@ -171,7 +177,7 @@ async def _chosen(server: Server, *, closed: bool, older_than_milliseconds: int 
     return sorted(chosen)
 
 
-def _report(feed: str, archived: Archived, trimmed: Trimmed | None) -> Report:
+def _report(feed: str, archived: Archived, trimmed: Trimmed | None, *, former: tuple[str, ...]) -> Report:
     return Report(
         feed,
         ok=True,
@@ -185,6 +191,7 @@ def _report(feed: str, archived: Archived, trimmed: Trimmed | None) -> Report:
         trimmed_to=str(trimmed.trimmed_to) if trimmed and trimmed.trimmed_to.n else None,
         trimmed_events=trimmed.events if trimmed else None,
         kept=trimmed.kept if trimmed else None,
+        former=former,
     )
 
 
@@ -198,4 +205,5 @@ def line_of(report: Report) -> str:
     )
     if report.trimmed_events is not None:
         line += f"; trimmed {report.trimmed_events} events, the stream begins after {report.trimmed_to or 'nothing'}"
-    return line + (f" ({report.kept})" if report.kept else "")
+    line += f" ({report.kept})" if report.kept else ""
+    return line + (f"; it was at {plain(', '.join(report.former))} before" if report.former else "")

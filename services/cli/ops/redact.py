@@ -121,15 +121,19 @@ async def _read_models(redis: Redis, keys: Keys, feed: str, position: Position) 
 
 async def _archive(redis: Redis, keys: Keys, feed: str, positions: Sequence[Position]) -> list[Place]:
     """The archive's segments are written anew without the content, and the old objects are looked after: they are gone."""
-    try:
-        rewritten = await Removal(redis, keys).remove_content(feed, positions)
-    except (Unavailable, Corrupted) as error:
-        # One place that cannot be cleared now must not keep the others from it.
-        return [Place("archive", confirmed=False, detail=f"{error}; run this again")]
-    return [
-        Place(f"archive {one.url}/{one.before.object}", confirmed=True, detail=f"deleted, now {one.after.object}")
-        for one in rewritten
-    ] or [Place("archive", confirmed=True, detail="no segment held the content")]
+    removal, cleared = Removal(redis, keys), []
+    for url in await removal.places(feed):
+        try:
+            rewritten = await removal.remove_content(feed, url, positions)
+        except (Unavailable, Corrupted) as error:
+            # One place that cannot be cleared now must not keep the others from it.
+            cleared.append(Place(f"archive {url}", confirmed=False, detail=f"{error}; run this again"))
+            continue
+        cleared += [
+            Place(f"archive {one.url}/{one.before.object}", confirmed=True, detail=f"deleted, now {one.after.object}")
+            for one in rewritten
+        ] or [Place(f"archive {url}", confirmed=True, detail="no segment held the content")]
+    return cleared or [Place("archive", confirmed=True, detail="none")]
 
 
 async def _gateways(redis: Redis, keys: Keys, redactions: Redactions, feed: str, entry: str) -> list[Place]:
