@@ -12,9 +12,10 @@ import msgspec
 import uuid_utils
 from aiohttp import hdrs, web
 
-from services.writer.commands import Command, MarkKeyEvent, PinEntry, UnmarkKeyEvent, UnpinEntry
-from services.writer.desk import Desk, Outcome, Request
+from services.writer.commands import Command, MarkKeyEvent, PinEntry, Request, UnmarkKeyEvent, UnpinEntry
+from services.writer.desk import Desk
 from services.writer.imports import Imports
+from services.writer.outcome import Outcome
 from services.writer.promises import Promise, Promises
 from services.writer.requests import Parser, request_fingerprint
 from shared.documents import SCHEMA, Document, Feed, is_entry_id, is_feed_id, render

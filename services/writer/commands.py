@@ -1,11 +1,15 @@
-"""Commands: the imperatives that a desk may send, as `decide` understands them.
+"""Commands: the imperatives that a desk may send, as `decide` understands them, and the request that they come in.
 
 Owns their shapes. How they come out of a request is `requests`' business, whether they may happen `decide`'s.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from msgspec import Struct
 
 from shared.documents import FeedStatus
+from shared.durability import Confirmation
 from shared.events import EntryChanges, EntryContent, FeedChanges, FeedFields
 
 
@@ -71,3 +75,19 @@ FeedCommand = OpenFeed | ReviseFeed
 ChangeCommand = CorrectEntry | RetractEntry | PinEntry | UnpinEntry | MarkKeyEvent | UnmarkKeyEvent
 EntryCommand = PublishEntry | ChangeCommand
 Command = FeedCommand | EntryCommand
+
+
+class Request(NamedTuple):
+    """A request's commands and where they come from; `key` is the client's Idempotency-Key.
+
+    `confirmation` is what must confirm that the write is as durable as promised.
+    """
+
+    feed: str
+    commands: Sequence[Command]
+    batch: bool
+    by: str
+    causation: str
+    key: str | None
+    fingerprint: str
+    confirmation: Confirmation | None = None

@@ -73,6 +73,17 @@ class State(Struct):
     fingerprints: dict[str, str]
     pinned: set[str]
 
+    def copied(self) -> "State":
+        """One to fold on without changing this one; documents are never changed in place."""
+        return State(
+            feed_id=self.feed_id,
+            status=self.status,
+            feed=self.feed,
+            entries=dict(self.entries),
+            fingerprints=dict(self.fingerprints),
+            pinned=set(self.pinned),
+        )
+
 
 def decide(state: State, command: Command) -> list[Event]:
     """The events of a command, none where there is nothing to change; raises what the command is refused with."""

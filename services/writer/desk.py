@@ -7,59 +7,39 @@ import asyncio
 import base64
 import hashlib
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple, cast
 
 import msgspec
 import structlog
 import uuid_utils
 
-from services.writer.commands import Command, OpenFeed, PinEntry, PublishEntry, ReviseFeed
-from services.writer.decide import Plan, State, evolve, plan
-from shared.documents import Document, Entry, Feed
+from services.writer.appends import append_of
+from services.writer.commands import Command, PinEntry, PublishEntry, Request
+from services.writer.decide import plan
+from services.writer.outcome import Outcome, document_of, outcome_of
+from services.writer.state import States
 from shared.durability import Confirmation
 from shared.epochs.admission import Admission
 from shared.epochs.witness import Witness
 from shared.errors import (
-    BodyTooLarge,
-    CannotFold,
-    EventQuarantined,
     FeedNotFound,
     IdempotencyKeyReused,
     OutcomeUnknown,
     Unavailable,
 )
 from shared.events import (
-    Encoded,
-    EntryPinned,
     EntryPublished,
-    EntryRedacted,
-    EntryRetracted,
-    EntryUnpinned,
-    Event,
-    FeedOpened,
-    FeedRevised,
-    FeedStatusChanged,
     about,
-    decode,
-    encode,
 )
-from shared.fold import touched
-from shared.instants import instant_of
 from shared.log import (
-    BYTES_PER_APPEND_MAX,
-    EVENTS_PER_APPEND_MAX,
     Append,
     Appended,
     Conflict,
-    Guards,
     Head,
     Known,
     Log,
     Looked,
-    NewRecord,
-    RecordStatus,
     Stale,
     Unadmitted,
 )
@@ -80,34 +60,6 @@ HEADS_MAX = 4_096
 # What waits at the door does not wait for connections, and a crowd is told so instead of running into timeouts.
 AT_ONCE_MAX = 64
 WAIT_SECONDS_MAX = 10.0
-# How many requests may read the log behind lagging read models at once, and in what pieces.
-CATCH_UPS_AT_ONCE_MAX = 2
-CATCH_UP_EVENTS = 100
-
-
-class Request(NamedTuple):
-    """A request's commands and where they come from; `key` is the client's Idempotency-Key.
-
-    `confirmation` is what must confirm that the write is as durable as promised.
-    """
-
-    feed: str
-    commands: Sequence[Command]
-    batch: bool
-    by: str
-    causation: str
-    key: str | None
-    fingerprint: str
-    confirmation: Confirmation | None = None
-
-
-class Outcome(NamedTuple):
-    """What a write answers: one document a command, and the position from which on reads show them all."""
-
-    position: Position
-    documents: list[Document | Feed]
-    created: bool
-    replayed: bool
 
 
 class Desk:
@@ -119,7 +71,7 @@ class Desk:
         self._witness = witness
         self._metrics = metrics
         self._door = asyncio.Semaphore(AT_ONCE_MAX)
-        self._catch_ups = asyncio.Semaphore(CATCH_UPS_AT_ONCE_MAX)
+        self._states = States(log)
         self._heads: dict[str, Head] = {}
 
     async def carry_out(self, request: Request) -> Outcome:
@@ -144,10 +96,10 @@ class Desk:
                 if looked.known is not None:
                     await self.confirm(request.feed, request.confirmation)
                     return await self._replay(request, looked.known)
-                state = await self._state(request.feed, looked, request.commands)
+                state = await self._states.of(request.feed, looked, request.commands)
             head = looked.head.position if looked.head else Position(1, 0)
             decided = plan(
-                _copy(state),
+                state.copied(),
                 request.commands,
                 head=head,
                 recorded_at=looked.head.recorded_at if looked.head else 0,
@@ -155,13 +107,13 @@ class Desk:
             )
             if not decided.events and (request.key is None or looked.head is None):
                 await self.confirm(request.feed, request.confirmation)
-                return _outcome(state, request, decided, position=head, recorded_at=None)
-            append = _append(state, looked, request, decided, command)
+                return outcome_of(state, request, decided, position=head, recorded_at=None)
+            append = append_of(state, looked, request, decided, command)
             match await self._append(request, append):
                 case Appended(last, recorded_at):
                     self._metrics.appended.inc(len(append.events))
                     self._witness.saw(request.feed, last)
-                    return _outcome(state, request, decided, position=last, recorded_at=recorded_at)
+                    return outcome_of(state, request, decided, position=last, recorded_at=recorded_at)
                 case Known() as known:
                     async with redis_errors("the request stands in the log"):
                         return await self._replay(request, known)
@@ -236,40 +188,6 @@ class Desk:
         self._remember(request.feed, looked.head)
         return looked
 
-    async def _state(self, feed: str, looked: Looked, commands: Sequence[Command]) -> State:
-        """The state of the look: the read models, brought up by what the log holds after their checkpoint.
-
-        The read models lag behind the log, decisions must not.
-        """
-        head, checkpoint = looked.head, looked.checkpoint
-        state = State(
-            feed_id=feed,
-            status=None if head is None else head.status,
-            feed=looked.feed,
-            entries={entry: document for entry, document in looked.documents.items() if document is not None},
-            fingerprints={entry: record.fingerprint for entry, record in looked.records.items() if record is not None},
-            pinned=set(looked.pinned),
-        )
-        if head is None:
-            return state
-        of_feed = any(isinstance(c, OpenFeed | ReviseFeed) for c in commands)
-        pins = any(isinstance(c, PinEntry) for c in commands)
-        lagging = any(record is not None and record.position.n > checkpoint.n for record in looked.records.values())
-        if lagging or (of_feed and head.version > checkpoint.n) or (pins and head.pins > checkpoint.n):
-            async with self._catch_ups:
-                lag = self._log.read(feed, after=checkpoint, to=head.position, chunk_events=CATCH_UP_EVENTS)
-                async for entry in lag:
-                    _catch_up(state, looked, entry.id, entry.fields)
-        _refuse_what_is_quarantined(state, looked, of_feed=of_feed)
-        if state.feed is not None:
-            state.feed = msgspec.structs.replace(
-                state.feed,
-                position=str(head.position),
-                entry_count=head.live,
-                updated_at=instant_of(head.recorded_at),
-            )
-        return state
-
     async def _replay(self, request: Request, known: Known) -> Outcome:
         """The answer to a request that was carried out before: its documents as they stand now."""
         if known.fingerprint != request.fingerprint:
@@ -278,8 +196,8 @@ class Desk:
         looked = await self._look(request, commands, None)
         if looked.head is None:
             raise FeedNotFound(request.feed)
-        state = await self._state(request.feed, looked, commands)
-        documents = [_document_of(state, command) for command in commands]
+        state = await self._states.of(request.feed, looked, commands)
+        documents = [document_of(state, command) for command in commands]
         position = max([known.last, *(Position.parse(document.position) for document in documents)])
         return Outcome(position, documents, created=False, replayed=True)
 
@@ -320,128 +238,3 @@ def _command_id(request: Request) -> str:
         return str(uuid_utils.uuid7())
     digest = hashlib.sha256(f"{request.by}\0{request.key}".encode()).digest()
     return "k" + base64.urlsafe_b64encode(digest[:18]).decode()
-
-
-def _catch_up(state: State, looked: Looked, entry_id: bytes, fields: Mapping[bytes, bytes]) -> None:
-    """Fold one lagging event into the state if it is about what the decision needs; the content of others is not read."""
-    try:
-        what = about(fields)
-        wanted = what.entry is None or what.entry in looked.records
-        if not wanted and what.type not in _OF_PINS:
-            return
-        recorded = decode(entry_id, fields)
-        if wanted:
-            evolve(state, recorded.event, position=recorded.position, recorded_at=recorded.recorded_at)
-        elif isinstance(recorded.event, EntryPinned):
-            state.pinned.add(recorded.event.entry)
-        elif isinstance(recorded.event, EntryUnpinned | EntryRetracted | EntryRedacted):
-            state.pinned.discard(recorded.event.entry)
-    except CannotFold as error:
-        # The projector will set it aside; whoever depends on it is refused below.
-        log.warning("lagging_event_cannot_be_folded", feed=state.feed_id, detail=error.detail)
-
-
-_OF_PINS = {EntryPinned.__name__, EntryUnpinned.__name__, EntryRetracted.__name__, EntryRedacted.__name__}
-
-
-def _refuse_what_is_quarantined(state: State, looked: Looked, *, of_feed: bool) -> None:
-    for entry, record in looked.records.items():
-        document = state.entries.get(entry)
-        if record is not None and (document is None or document.position != str(record.position)):
-            raise EventQuarantined(
-                f"the event of {entry!r} at {record.position} could not be folded and is in quarantine",
-                entry=entry,
-                position=str(record.position),
-            )
-    if of_feed and state.feed is None:
-        raise EventQuarantined(f"the event that opened {state.feed_id!r} is in quarantine", feed=state.feed_id)
-
-
-def _append(state: State, looked: Looked, request: Request, decided: Plan, command: str) -> Append:
-    """What to hand to the append script: the events, what must not have changed since, and the records after them."""
-    events = decided.events
-    encoded = [encode(e, command=command, by=request.by, causation=request.causation) for e in events]
-    _bound(encoded)
-    after = _copy(state)
-    fingerprints = {c.entry: c.fingerprint for c in request.commands if isinstance(c, PublishEntry)}
-    fingerprints |= state.fingerprints
-    records: dict[str, NewRecord] = {}
-    for number, event in enumerate(events, start=1):
-        evolve(after, event, position=Position(1, number), recorded_at=0)
-        entry = touched(event)
-        if entry is not None:
-            document = after.entries[entry]
-            status: RecordStatus = "published" if isinstance(document, Entry) else "retracted"
-            records[entry] = NewRecord(status, document.revision, number, fingerprints[entry])
-    of_feed = any(isinstance(e, FeedOpened | FeedRevised | FeedStatusChanged) for e in events)
-    publishes = any(isinstance(e, EntryPublished) for e in events)
-    pins = any(isinstance(e, EntryPinned) for e in events)
-    live = sum(isinstance(e, EntryPublished) - isinstance(e, EntryRetracted) for e in events)
-    return Append(
-        command=command,
-        fingerprint=request.fingerprint,
-        events=encoded,
-        guards=Guards(
-            opens=looked.head is None,
-            # A closed feed takes no new entries, and two desks must not revise the feed from the same state.
-            version=looked.head.version if looked.head and (publishes or of_feed) else None,
-            pins=looked.head.pins if looked.head and pins else None,
-            entries={entry: record.position if record else None for entry, record in looked.records.items()},
-        ),
-        live_change=live,
-        new_status=after.status if of_feed else None,
-        sets_version=of_feed,
-        # A retraction may take a pin with it.
-        sets_pins=any(isinstance(e, EntryPinned | EntryUnpinned | EntryRetracted) for e in events),
-        records=records,
-    )
-
-
-def _bound(encoded: Sequence[Encoded]) -> None:
-    size = sum(len(event.envelope) + len(event.content) for event in encoded)
-    # Sanitising may make text longer than it was sent: `&` becomes `&amp;`.
-    if len(encoded) > EVENTS_PER_APPEND_MAX or size > BYTES_PER_APPEND_MAX:
-        raise BodyTooLarge(
-            f"sanitised, the request makes {len(encoded)} events of {size} bytes; "
-            f"{EVENTS_PER_APPEND_MAX} events of {BYTES_PER_APPEND_MAX} bytes are allowed",
-            bytes_max=BYTES_PER_APPEND_MAX,
-        )
-
-
-def _outcome(state: State, request: Request, decided: Plan, *, position: Position, recorded_at: int | None) -> Outcome:
-    """Fold the events with the positions that they got; each command answers with its document after it."""
-    documents: list[Document | Feed] = []
-    events = iter(enumerate(decided.events, start=position.n - len(decided.events) + 1))
-    done = 0
-    for command, end in zip(request.commands, decided.ends, strict=True):
-        for n, event in _take(events, end - done):
-            evolve(state, event, position=Position(position.epoch, n), recorded_at=cast("int", recorded_at))
-        done = end
-        documents.append(_document_of(state, command))
-    if not decided.events and not request.batch:
-        position = Position.parse(documents[0].position)
-    created = bool(decided.events) and isinstance(decided.events[0], EntryPublished | FeedOpened)
-    return Outcome(position, documents, created=created, replayed=False)
-
-
-def _take(events: Any, count: int) -> list[tuple[int, Event]]:
-    return [next(events) for _ in range(count)]
-
-
-def _document_of(state: State, command: Command) -> Document | Feed:
-    if isinstance(command, OpenFeed | ReviseFeed):
-        if state.feed is None:
-            raise FeedNotFound(state.feed_id)
-        return state.feed
-    return state.entries[command.entry]
-
-
-def _copy(state: State) -> State:
-    return State(
-        feed_id=state.feed_id,
-        status=state.status,
-        feed=state.feed,
-        entries=dict(state.entries),
-        fingerprints=dict(state.fingerprints),
-        pinned=set(state.pinned),
-    )

@@ -34,6 +34,7 @@ from tests.acceptance.killing import Apart, Desk, Follower, Reader, assert_each_
 from tests.acceptance.test_newsroom_verbs import dateline
 
 OPS_SECONDS = 60.0
+LONG_OPS_SECONDS = 900.0
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,9 @@ async def newsroom(own: Installation) -> AsyncIterator[Newsroom]:
         yield newsroom
 
 
-async def ops(*words: str, code: int = 0, command: list[str] | None = None) -> str:
+async def ops(
+    *words: str, code: int = 0, command: list[str] | None = None, timeout_seconds: float = OPS_SECONDS
+) -> str:
     """Standard output of an operator's verb, which must end with `code`."""
     process = await asyncio.create_subprocess_exec(
         *(command or dateline("ops")),
@@ -60,7 +63,7 @@ async def ops(*words: str, code: int = 0, command: list[str] | None = None) -> s
         env=clean_environment(COLUMNS="200"),
     )
     try:
-        async with asyncio.timeout(OPS_SECONDS):
+        async with asyncio.timeout(timeout_seconds):
             out, errors = await process.communicate()
     finally:
         if process.returncode is None:
@@ -295,7 +298,9 @@ async def test_rebuilds_under_writes_with_projectors_killed_lose_and_repeat_noth
         async with asyncio.TaskGroup() as group:
             following = [group.create_task(reader.follow()) for reader in readers]
             working = [group.create_task(desk.work(over)) for desk in desks]
-            done = group.create_task(rebuilt(apart, rounds=2 if not long else 4))
+            done = group.create_task(
+                rebuilt(apart, rounds=4 if long else 2, timeout_seconds=LONG_OPS_SECONDS if long else OPS_SECONDS)
+            )
             for _ in range(kills):
                 await asyncio.sleep(rng.uniform(0.2, 0.9))
                 victims = rng.sample(
@@ -344,11 +349,12 @@ async def fill(desk: Desk, feed: str, *, events: int) -> None:
     desk.own = desk.own[-200:]
 
 
-async def rebuilt(apart: Apart, *, rounds: int) -> list[dict[str, Any]]:
+async def rebuilt(apart: Apart, *, rounds: int, timeout_seconds: float) -> list[dict[str, Any]]:
     builds: list[dict[str, Any]] = []
     for _ in range(rounds):
         started = time.monotonic()
-        builds += json.loads(await ops("rebuild", "--all", "--json", *apart.ops_flags))["feeds"]
+        told = await ops("rebuild", "--all", "--json", *apart.ops_flags, timeout_seconds=timeout_seconds)
+        builds += json.loads(told)["feeds"]
         print(f"rebuilt in {time.monotonic() - started:.1f} s")
     return builds
 

@@ -20,11 +20,13 @@ from services.writer.commands import (
     OpenFeed,
     PinEntry,
     PublishEntry,
+    Request,
     RetractEntry,
     ReviseFeed,
     UnpinEntry,
 )
-from services.writer.desk import Desk, Outcome, Request
+from services.writer.desk import Desk
+from services.writer.outcome import Outcome
 from shared import log as log_module
 from shared.archive.removal import Removal, Rewritten
 from shared.documents import Document, Entry, Feed, FeedStatus, TextBlock, render

@@ -26,8 +26,8 @@ from services.gateway.readers import Readers
 from services.gateway.reads import Reads
 from services.gateway.service import Gateway
 from services.projector.commit import Commits, prepare
-from services.writer.commands import Command, MarkKeyEvent, PinEntry, RetractEntry, UnmarkKeyEvent, UnpinEntry
-from services.writer.desk import Outcome, Request
+from services.writer.commands import Command, MarkKeyEvent, PinEntry, Request, RetractEntry, UnmarkKeyEvent, UnpinEntry
+from services.writer.outcome import Outcome
 from services.writer.requests import Parser
 from services.writer.service import Writer
 from shared.config import Config

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from services.writer.desk import Outcome
+from services.writer.outcome import Outcome
 from shared.errors import OutcomeUnknown, Unavailable
 from shared.events import EntryPublished
 from shared.keys import Keys

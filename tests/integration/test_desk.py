@@ -13,7 +13,8 @@ import pytest
 
 from services.writer import desk as desk_module
 from services.writer.commands import Command, MarkKeyEvent, UnmarkKeyEvent
-from services.writer.desk import ATTEMPTS_MAX, Desk, Outcome
+from services.writer.desk import ATTEMPTS_MAX, Desk
+from services.writer.outcome import Outcome
 from shared.documents import Entry, Feed, Tombstone, render
 from shared.errors import (
     BodyTooLarge,

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from services.writer.desk import Outcome
+from services.writer.outcome import Outcome
 from shared.archive import restoring as restoring_module
 from shared.archive.restoring import Restoring, in_chunks
 from shared.epochs.admission import Admission
