@@ -17,12 +17,11 @@ from shared.keys import Keys
 from shared.log import Append, Appended, Guards, Log, NewRecord, Stale, stream_entry
 from shared.position import ORIGIN, Position
 from shared.redis import Redis, Script, command
+from shared.write_side import NO_FINGERPRINT
 
 EVENTS_PER_COPY_MAX = 500
 BYTES_PER_COPY_MAX = 1024 * 1024
 ATTEMPTS_MAX = 20
-# Stands for a fingerprint that was removed; no fingerprint is spelled so.
-NO_FINGERPRINT = "-"
 
 _copy = Script(__file__, "redact_copy.lua")
 _swap = Script(__file__, "redact_swap.lua")
