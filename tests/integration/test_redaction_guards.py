@@ -8,11 +8,12 @@ import secrets
 import pytest
 
 from services.writer import redaction as redaction_module
-from services.writer.redaction import NO_FINGERPRINT, Redactions
+from services.writer.redaction import Redactions
 from shared.keys import Keys
 from shared.log import Log
 from shared.position import Position
 from shared.redis import Redis, Script, command
+from shared.write_side import NO_FINGERPRINT
 from tests.integration.builders import (
     carry_out,
     desk_of,
