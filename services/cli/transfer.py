@@ -16,14 +16,15 @@ from typing import NamedTuple
 import aiohttp
 import click
 import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from services.cli.client import DatelineClient
 from services.cli.problem import PASSING_STATUSES, Problem
+from services.cli.progress import Progress
 from services.cli.target import Failed, Target, desk_options, run, target
 from services.cli.terminal import plain
 from shared.archive.exports import EXPORT_FORMAT, CannotImport, Checked, Closing, Header, encoded
+from shared.config import Config
+from shared.logs import configure_logs
 from shared.ndjson import CHAIN_START, chained, parse_line
 from shared.position import ORIGIN, Position
 
@@ -54,6 +55,8 @@ def export_feed(feed: str, output: str | None, url: str, token: str | None, data
     """Write FEED, all its events and what is set aside of them, to one file, from which `import` makes the same feed."""
     server = target(url=url, token=token, data_dir=data_dir)
     file = output or f"{feed}.ndjson.gz"
+    # Standard output may be the export's.
+    configure_logs(Config(), service="export")
     done = run(_export(server, feed, file), url=url)
     _report("Exported", done, as_json=as_json, err=file == "-")
 
@@ -68,6 +71,7 @@ def import_feed(file: str, url: str, token: str | None, data_dir: Path, as_json:
     events is left alone, and an error.
     """
     server = target(url=url, token=token, data_dir=data_dir)
+    configure_logs(Config(), service="import")
     try:
         done = run(_import(server, Path(file), _checked(Path(file))), url=url)
     except (CannotImport, OSError, EOFError, zlib.error) as error:
@@ -79,7 +83,7 @@ async def _export(server: Target, feed: str, file: str) -> Transferred:
     async with server.client() as client:
         # Asked first: a feed that is not there, or a token that is not good, leaves no beginning of a file.
         await client.quarantine(feed)
-        with _written(file) as out, _bar("exporting") as bar:
+        with _written(file) as out, Progress("exporting") as progress:
             out.write(encoded(Header(EXPORT_FORMAT, feed)))
             position, chain, end, breaks = ORIGIN, CHAIN_START, "", 0
             while str(position) != end:
@@ -95,7 +99,7 @@ async def _export(server: Target, feed: str, file: str) -> Transferred:
                                 raise Failed(f"the server sent {entry.id.decode()} after {position}")
                             out.write(line)
                             position, chain = entry.position, chained(chain, entry)
-                            bar(position.n, total)
+                            progress.show(feed, done=position.n, total=total)
                             if str(position) == end:
                                 break
                 except Problem as problem:
@@ -125,12 +129,12 @@ async def _quarantine(client: DatelineClient, feed: str, end: Position) -> dict[
 async def _import(server: Target, file: Path, checked: Checked) -> Transferred:
     header, closing = checked.whole
     async with server.client() as client:
-        with _bar("importing") as bar, gzip.open(file) as lines:
+        with Progress("importing") as progress, gzip.open(file) as lines:
             chunk = bytearray()
             for line, entry in Checked().lines(lines):
                 if chunk and len(chunk) + len(line) > CHUNK_BYTES_MAX:
                     await client.import_events(header.feed, bytes(chunk))
-                    bar(entry.position.n - 1, checked.events)
+                    progress.show(header.feed, done=entry.position.n - 1, total=checked.events)
                     chunk.clear()
                 chunk += line
             if chunk:
@@ -181,28 +185,6 @@ def _written(file: str) -> Iterator[gzip.GzipFile]:
         part.rename(path)
     finally:
         part.unlink(missing_ok=True)
-
-
-class _Bar:
-    def __init__(self, bars: Progress | None, what: str) -> None:
-        self._bars = bars
-        self._task = bars.add_task(what, total=None) if bars else None
-
-    def __call__(self, done: int, total: int) -> None:
-        if self._bars is not None and self._task is not None:
-            self._bars.update(self._task, completed=done, total=total)
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[_Bar]:
-    """A bar on a terminal, nothing otherwise."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _Bar(None, what)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(40), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
-        yield _Bar(bars, what)
 
 
 def _report(verb: str, done: Transferred, *, as_json: bool, err: bool) -> None:

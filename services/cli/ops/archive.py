@@ -12,10 +12,9 @@ from typing import Any
 import click
 import msgspec
 from msgspec import Struct
-from rich.console import Console
 
-from services.cli.ops.progress import Progress
 from services.cli.ops.server import Server, run_verb, server_options
+from services.cli.progress import Progress
 from services.cli.terminal import plain
 from shared.archive.archiving import Archived, Archiving
 from shared.archive.trimming import Trimmed, Trimming
@@ -114,7 +113,7 @@ async def carry_out(server: Server, feeds: Sequence[str], *, to: str | None, tri
     reports = []
     archiving, trimming = Archiving(server.redis, server.keys), Trimming(server.redis, server.keys)
     log = Log(server.redis, server.keys)
-    with Progress("archiving", Console(stderr=True)) as progress:
+    with Progress("archiving") as progress:
         for feed in feeds:
             try:
                 report = await _one(server, log, archiving, trimming, feed, to=to, trim=trim, progress=progress)

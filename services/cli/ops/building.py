@@ -6,8 +6,8 @@ Owns the watching. The builds go on without it: it may end, and another may begi
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from services.cli.ops.long_work import LongWork
 from services.cli.ops.server import Server
+from services.cli.progress import Progress
 from services.projector.builds import Build, parse_build
 from shared.errors import Corrupted
 
@@ -24,7 +24,7 @@ async def watch(server: Server, feeds: Sequence[str]) -> Mapping[str, Build]:
     heads: dict[str, int] = {}
     done: dict[str, int] = dict.fromkeys(feeds, 0)
     started = loop.time()
-    with LongWork("feeds_rebuilding", unit="events") as work:
+    with Progress("rebuilding") as progress:
         while True:
             waiting = 0
             left = [feed for feed in feeds if feed not in over]
@@ -35,17 +35,14 @@ async def watch(server: Server, feeds: Sequence[str]) -> Mapping[str, Build]:
                     waiting += build.state == "asked"
                     if not build.under_way:
                         over[build.feed] = build
-            work.show(
-                sum(done.values()),
-                sum(heads.values()),
-                description=_description(over, feeds, waiting, loop.time() - started),
-            )
+            note = _note(over, feeds, waiting, loop.time() - started)
+            progress.show("feeds", done=sum(done.values()), total=sum(heads.values()), note=note)
             if len(over) == len(feeds):
                 return {feed: over[feed] for feed in feeds}
             await asyncio.sleep(LOOK_SECONDS)
 
 
-def _description(over: Mapping[str, Build], feeds: Sequence[str], waiting: int, seconds: float) -> str:
+def _note(over: Mapping[str, Build], feeds: Sequence[str], waiting: int, seconds: float) -> str:
     if len(feeds) == 1 and not waiting:
         return feeds[0]
     text = f"{len(over)} of {len(feeds)} feeds"

@@ -10,10 +10,9 @@ from collections.abc import AsyncGenerator, Sequence
 import click
 import msgspec
 from msgspec import Struct
-from rich.console import Console
 
-from services.cli.ops.progress import Progress
 from services.cli.ops.server import Server, run_verb, server_options
+from services.cli.progress import Progress
 from services.cli.terminal import plain
 from shared.archive.archives import Archive, Archives
 from shared.archive.objects import Objects
@@ -81,7 +80,7 @@ async def carry_out(server: Server, feeds: Sequence[str], *, url: str, as_json: 
     reports = []
     archives = Archives(server.redis, server.keys)
     await Admission(server.redis, server.keys).admit()
-    with Progress("restoring", Console(stderr=True)) as progress:
+    with Progress("restoring") as progress:
         async with server.projecting():
             for feed in feeds:
                 try:

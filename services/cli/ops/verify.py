@@ -8,10 +8,9 @@ from functools import partial
 
 import click
 import msgspec
-from rich.console import Console
 
-from services.cli.ops.progress import Progress
 from services.cli.ops.server import Server, run_verb, server_options
+from services.cli.progress import Progress
 from services.cli.terminal import plain
 from services.projector.verify.differences import Difference
 from services.projector.verify.feed import Report, Stage, verify_feed
@@ -45,7 +44,7 @@ def verify(feeds: tuple[str, ...], *, every: bool, as_json: bool, redis_url: str
 async def carry_out(server: Server, feeds: Sequence[str], *, as_json: bool) -> list[Report]:
     """Verify the feeds, or all when none is named, and print each report as soon as it stands unless all are wanted as JSON."""
     reports = []
-    with FoundKeys(server.redis, server.keys) as found_keys, Progress("verifying", Console(stderr=True)) as progress:
+    with FoundKeys(server.redis, server.keys) as found_keys, Progress("verifying") as progress:
         await found_keys.walk(feeds[0] if len(feeds) == 1 else None)
         for feed in feeds or found_keys.feeds():
             report = await verify_feed(
