@@ -8,8 +8,10 @@ from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
-from shared.epochs.raising import Epochs
+from shared.epochs.raising import Standing as LogStanding
+from shared.epochs.raising import raising_event
 from shared.errors import FieldError, HistoryDiffers, Invalid, Unavailable
+from shared.events import EpochRaised
 from shared.keys import Keys
 from shared.log import Log, in_order
 from shared.ndjson import CHAIN_START, StreamEntry, chained
@@ -40,7 +42,6 @@ class Restoring:
         self._redis = redis
         self._keys = keys
         self._log = Log(redis, keys)
-        self._epochs = Epochs(redis, keys)
 
     async def staged(self, feed: str) -> Staged:
         """How far the feed stands; ORIGIN for one that is neither there nor staged."""
@@ -91,37 +92,60 @@ class Restoring:
         Raises HistoryDiffers when the feed is there with other events, or when something else is staged, and Unavailable until
         the server process that answers is admitted.
         """
+        for _ in range(ATTEMPTS_MAX):
+            match await self._finish(feed, last, chain, quarantine):
+                case b"restored":
+                    return True
+                case b"exists":
+                    await self._check_same(feed, last, chain)
+                    return False
+                case b"moved":
+                    raise HistoryDiffers(
+                        f"what is staged of {feed!r} is not what ends at {last} with this chain", feed=feed
+                    )
+                case b"unadmitted":
+                    raise Unavailable(
+                        "the log's server is another process than before, and is not admitted yet; try again"
+                    )
+        raise Unavailable(f"witnesses report of {feed!r} all the time; try again", feed=feed)
+
+    async def _finish(self, feed: str, last: Position, chain: str, quarantine: Mapping[str, str]) -> bytes:
         keys = self._keys.feed(feed)
         shard = self._keys.shard(self._keys.shard_of(feed))
         staged = (keys.restore_log, keys.restore_head, keys.restore_entries)
         live = (keys.log, keys.head, keys.entries, keys.quarantine)
-        args: list[str | int] = [feed, str(last), chain, len(quarantine)]
+        on_shard = (shard.dirty, shard.doorbell, shard.incarnation, shard.witnessed)
+        back = await self._came_back(feed, last)
+        args: list[bytes | str | int] = [feed, str(last), chain, str(back.seen or "")]
+        # Readers may hold positions beyond what came back.
+        raised = EpochRaised("epoch", back.loss) if back.loss is not None else None
+        args += (
+            [back.next_epoch, raising_event(raised).envelope, raised.because] if raised is not None else ["", "", ""]
+        )
+        args.append(len(quarantine))
         for pair in quarantine.items():
             args += pair
-        answer = await _restored(self._redis, (*staged, *live, shard.dirty, shard.doorbell, shard.incarnation), args)
-        match answer:
-            case b"restored":
-                await self._make_loss_visible(feed)
-                return True
-            case b"unadmitted":
-                raise Unavailable("the log's server is another process than before, and is not admitted yet; try again")
-            case b"moved":
-                raise HistoryDiffers(
-                    f"what is staged of {feed!r} is not what ends at {last} with this chain", feed=feed
-                )
-        # Perhaps our own act, whose answer was lost.
+        answer: bytes = await _restored(self._redis, (*staged, *live, *on_shard), args)
+        return answer
+
+    async def _came_back(self, feed: str, last: Position) -> LogStanding:
+        """What is staged, held against what witnesses reported of the feed."""
+        keys, shard = self._keys.feed(feed), self._keys.shard(self._keys.shard_of(feed))
+        raw = await command(self._redis, "HGET", shard.witnessed, feed)
+        seen = Position.parse(raw.decode()) if raw else None
+        # Readers of an older epoch are reset in any case.
+        lost = seen is not None and seen.epoch >= last.epoch
+        if seen is not None and lost and seen <= last:
+            lost = not await command(self._redis, "XRANGE", keys.restore_log, str(seen), str(seen))
+        return LogStanding(feed, last, seen, lost)
+
+    async def _check_same(self, feed: str, last: Position, chain: str) -> None:
+        """HistoryDiffers unless the feed that is there begins with the same history: perhaps our own act made it."""
         standing, found = ORIGIN, CHAIN_START
         async for entry in self._log.read(feed, after=ORIGIN, to=last):
             standing, found = entry.position, chained(found, entry)
         if (standing, found) != (last, chain):
             raise _exists(feed)
-        await self._make_loss_visible(feed)
-        return False
-
-    async def _make_loss_visible(self, feed: str) -> None:
-        """Readers may hold positions of the lost feed beyond what came back: then its epoch is raised."""
-        process = await self._epochs.process()
-        await self._epochs.make_losses_visible([feed], server=process.server)
 
     async def _standing(self, feed: str) -> Standing:
         raw = await cast("Any", self._redis.hgetall(self._keys.feed(feed).restore_head))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from shared.errors import FeedNotFound, Unavailable
-from shared.events import EpochRaised, EpochReason, encode
+from shared.events import Encoded, EpochRaised, EpochReason, encode
 from shared.keys import Keys
 from shared.position import Position
 from shared.redis import Pipeline, Redis, Script, run_pipeline
@@ -70,6 +70,11 @@ class Raise(NamedTuple):
     needs_admission: bool = False
 
 
+def raising_event(event: EpochRaised) -> Encoded:
+    """As it is appended, under a command of its own."""
+    return encode(event, command=f"raise-{secrets.token_hex(8)}", by=BY, causation=None)
+
+
 class Epochs:
     """The epochs of all feeds of one installation."""
 
@@ -111,8 +116,7 @@ class Epochs:
         standing = item.standing
         feed = self._keys.feed(standing.feed)
         shard = self._keys.shard(self._keys.shard_of(standing.feed))
-        command = f"raise-{secrets.token_hex(8)}"
-        event = encode(EpochRaised(item.reason, item.because), command=command, by=BY, causation=None)
+        event = raising_event(EpochRaised(item.reason, item.because))
         _raise.queue(
             pipeline,
             (feed.log, feed.head, shard.dirty, shard.doorbell, shard.incarnation, shard.witnessed),

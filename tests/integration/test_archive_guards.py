@@ -108,17 +108,19 @@ async def test_what_is_noted_of_nothing_keeps_everything(redis: Redis, keys: Key
 async def stage(redis: Redis, keys: Keys, *, records: bool = True) -> None:
     its = keys.feed(FEED)
     await command(redis, "XADD", its.restore_log, "1-1", "envelope", "{}", "content", "", "recorded_at", "1")
-    await command(redis, "HSET", its.restore_head, "epoch", "1", "n", "1", "chain", "c")
+    await command(redis, "HSET", its.restore_head, "epoch", "1", "n", "1", "recorded_at", "1", "chain", "c")
     if records:
         await command(redis, "HSET", its.restore_entries, "e1", "published 1 1-1 f")
 
 
-async def make(redis: Redis, keys: Keys, *, last: str = "1-1", chain: str = "c") -> bytes:
+async def make(
+    redis: Redis, keys: Keys, *, last: str = "1-1", chain: str = "c", seen: str = "", epoch: str = ""
+) -> bytes:
     its, shard = keys.feed(FEED), keys.shard(keys.shard_of(FEED))
     names = (its.restore_log, its.restore_head, its.restore_entries, its.log, its.head, its.entries, its.quarantine)
-    answer: bytes = await RESTORED(
-        redis, (*names, shard.dirty, shard.doorbell, shard.incarnation), (FEED, last, chain, 1, "1-1", '{"reason":"r"}')
-    )
+    on_shard = (shard.dirty, shard.doorbell, shard.incarnation, shard.witnessed)
+    args = (FEED, last, chain, seen, epoch, "{raised}", "some were lost", 1, "1-1", '{"reason":"r"}')
+    answer: bytes = await RESTORED(redis, (*names, *on_shard), args)
     return answer
 
 
@@ -129,7 +131,7 @@ async def test_what_was_staged_becomes_the_feed_with_its_quarantine_and_somebody
     await stage(redis, keys, records=records)
     its, shard = keys.feed(FEED), keys.shard(keys.shard_of(FEED))
     assert await make(redis, keys) == b"restored"
-    assert await command(redis, "HGETALL", its.head) == {b"epoch": b"1", b"n": b"1"}
+    assert await command(redis, "HGETALL", its.head) == {b"epoch": b"1", b"n": b"1", b"recorded_at": b"1"}
     assert await log_positions(redis, keys, FEED) == ["1-1"]
     assert await command(redis, "HLEN", its.entries) == int(records)
     assert await command(redis, "HGETALL", its.quarantine) == {b"1-1": b'{"reason":"r"}'}
@@ -154,7 +156,7 @@ async def test_nothing_staged_makes_no_feed(redis: Redis, keys: Keys) -> None:
     assert await make(redis, keys) == b"moved"
     assert await dump(redis, keys) == before
     # Nor does a head that lost its log.
-    await command(redis, "HSET", keys.feed(FEED).restore_head, "epoch", "1", "n", "1", "chain", "c")
+    await command(redis, "HSET", keys.feed(FEED).restore_head, "epoch", "1", "n", "1", "recorded_at", "1", "chain", "c")
     before = await dump(redis, keys)
     assert await make(redis, keys) == b"moved"
     assert await dump(redis, keys) == before
@@ -167,3 +169,45 @@ async def test_the_doorbell_of_restored_feeds_is_capped(redis: Redis, keys: Keys
     await stage(redis, keys)
     assert await make(redis, keys) == b"restored"
     assert await command(redis, "XLEN", doorbell) < 1500
+
+
+async def test_what_came_back_short_goes_on_in_a_new_epoch_from_the_same_act_on(redis: Redis, keys: Keys) -> None:
+    its, shard = keys.feed(FEED), keys.shard(keys.shard_of(FEED))
+    await command(redis, "HSET", shard.witnessed, FEED, "1-3", "another", "1-9")
+    await stage(redis, keys)
+    before = await dump(redis, keys)
+    assert await make(redis, keys, seen="") == b"witnessed", "decided before they reported"
+    assert await dump(redis, keys) == before
+    ahead = 2**52
+    await command(redis, "HSET", its.restore_head, "recorded_at", ahead)
+    assert await make(redis, keys, seen="1-3", epoch="2") == b"restored"
+    assert await log_positions(redis, keys, FEED) == ["1-1", "2-2"]
+    [(_, fields)] = await command(redis, "XRANGE", its.log, "2-2", "2-2")
+    stamp = str(ahead).encode()
+    assert fields == {b"envelope": b"{raised}", b"content": b"", b"recorded_at": stamp}, "the clock never runs back"
+    assert await command(redis, "HGETALL", its.head) == {
+        b"epoch": b"2",
+        b"n": b"2",
+        b"recorded_at": stamp,
+        b"lost_epoch": b"2",
+        b"raised_reason": b"epoch",
+        b"raised_because": b"some were lost",
+        b"raised_at": stamp,
+    }
+    assert await command(redis, "HGETALL", shard.witnessed) == {b"another": b"1-9"}
+
+
+async def test_a_new_epoch_is_stamped_by_the_servers_clock(redis: Redis, keys: Keys) -> None:
+    await stage(redis, keys)
+    seconds, _ = await command(redis, "TIME")
+    assert await make(redis, keys, epoch="2") == b"restored"
+    stamp = int(await command(redis, "HGET", keys.feed(FEED).head, "raised_at"))
+    assert int(seconds) * 1000 <= stamp < int(seconds) * 1000 + 60_000
+
+
+async def test_a_server_that_is_not_admitted_makes_no_feed_of_what_is_staged(redis: Redis, keys: Keys) -> None:
+    await stage(redis, keys)
+    await command(redis, "HSET", keys.shard(keys.shard_of(FEED)).incarnation, "server", "another")
+    before = await dump(redis, keys)
+    assert await make(redis, keys) == b"unadmitted"
+    assert await dump(redis, keys) == before

@@ -238,6 +238,22 @@ async def test_what_readers_hold_beyond_what_came_back_is_lost_and_made_visible(
     assert await Log(redis, others).head(FEED) == head
 
 
+@pytest.mark.parametrize(
+    ("seen", "end"),
+    [("1-99", "2-5"), ("2-5", "2-5"), ("2-4", "2-5"), ("2-3", "3-6"), ("2-6", "3-6"), ("3-2", "4-6")],
+    ids=["older epoch", "the end", "within", "another history", "beyond", "newer epoch"],
+)
+async def test_only_what_is_not_in_the_history_that_came_back_is_lost(
+    redis: Redis, others: Keys, keys: Keys, seen: str, end: str
+) -> None:
+    entries = (await newsroom(redis, keys))[:5]
+    came = [*entries[:3], *(StreamEntry(b"2-%d" % e.position.n, e.fields) for e in entries[3:])]
+    await report(redis, others, {FEED: Position.parse(seen)})
+    assert await bring(redis, others, came)
+    head = await Log(redis, others).head(FEED)
+    assert head is not None and str(head.position) == end
+
+
 async def test_a_restored_head_tells_why_epochs_were_raised_and_since_when_history_is_lost(
     redis: Redis, keys: Keys, others: Keys
 ) -> None:
