@@ -7,7 +7,7 @@ local function n_of(position) return tonumber(string.match(position or '', '%-(%
 local known = redis.call('HMGET', KEYS[1], 'url', 'archived_to')
 if (known[1] or '') ~= ARGV[4] and known[1] ~= ARGV[1] then return 0 end
 if known[1] == ARGV[1] and n_of(known[2]) >= n_of(ARGV[2]) then return 1 end
-if known[1] and known[1] ~= ARGV[1] then redis.call('HSET', KEYS[1], 'former:' .. known[1], '1') end
+if known[1] then redis.call('HSET', KEYS[1], 'former:' .. known[1], '1') end
 redis.call('HSET', KEYS[1], 'url', ARGV[1], 'archived_to', ARGV[2], 'chain', ARGV[3], 'bytes', ARGV[5])
 redis.call('HDEL', KEYS[1], 'moving_to', 'former:' .. ARGV[1])
 return 1
