@@ -7,10 +7,10 @@
 local info = redis.call('INFO', 'server', 'replication')
 local server = string.match(info, 'run_id:(%x+)') .. ' ' .. string.match(info, 'master_replid:(%x+)')
 if server ~= ARGV[1] then return 'moved' end
-local stored = redis.call('HMGET', KEYS[1], 'server', 'kept', 'replicas', 'raising')
+local stored = redis.call('HMGET', KEYS[1], 'server', 'replicas', 'raising')
 if stored[1] == server then
-  if ARGV[4] == 'memory' and stored[2] ~= 'memory' then redis.call('HSET', KEYS[1], 'kept', 'memory') end
-  if tonumber(ARGV[5]) > tonumber(stored[3]) then redis.call('HSET', KEYS[1], 'replicas', ARGV[5]) end
+  if ARGV[4] == 'memory' then redis.call('HSET', KEYS[1], 'kept', 'memory') end
+  if tonumber(ARGV[5]) > tonumber(stored[2]) then redis.call('HSET', KEYS[1], 'replicas', ARGV[5]) end
   return 'done'
 end
 if (stored[1] or '') ~= ARGV[2] then return 'changed' end
@@ -20,8 +20,8 @@ if ARGV[3] ~= '' then
 end
 local clock = redis.call('TIME')
 local now = string.format('%.0f', math.floor(tonumber(clock[1]) * 1000 + tonumber(clock[2]) / 1000))
-if stored[4] then
-  redis.call('HSET', KEYS[1], 'raised_because', stored[4], 'raised_at', now)
+if stored[3] then
+  redis.call('HSET', KEYS[1], 'raised_because', stored[3], 'raised_at', now)
   redis.call('HDEL', KEYS[1], 'raising')
 end
 redis.call('HSET', KEYS[1], 'server', server, 'kept', ARGV[4], 'replicas', ARGV[5], 'admitted_at', now)

@@ -1,9 +1,9 @@
 -- Where one feed's log stands, and whether it holds the position that a witness reported.
 -- KEYS  1 log  2 head  3 witnessed    ARGV  1 feed
--- Gives {epoch or false, n, reported position or false, 1 if it may be held by readers and is none of the log's}
+-- Gives {epoch or false, n, reported position or false, true if it may be held by readers and is none of the log's}
 local head = redis.call('HMGET', KEYS[2], 'epoch', 'n')
 local seen = redis.call('HGET', KEYS[3], ARGV[1])
-if not head[1] then return {false, false, seen, 0} end
+if not head[1] then return {false, false, seen, false} end
 local lost = false
 if seen then
   local epoch, n = string.match(seen, '^(%d+)-(%d+)$')
@@ -17,4 +17,4 @@ if seen then
     lost = first ~= nil and tonumber(string.match(first[1], '%d+$')) <= n
   end
 end
-return {head[1], head[2], seen, lost and 1 or 0}
+return {head[1], head[2], seen, lost}

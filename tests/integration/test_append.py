@@ -9,10 +9,24 @@ from typing import Any, cast
 
 import pytest
 
+from shared.epochs.raising import Epochs
+from shared.epochs.witness import report
 from shared.errors import Corrupted
 from shared.events import EntryPinned, FeedOpened, FeedRevised, FeedStatusChanged
 from shared.keys import Keys
-from shared.log import EVENTS_PER_APPEND_MAX, Append, Appended, Conflict, Guards, Head, Known, Log, NewRecord, Stale
+from shared.log import (
+    EVENTS_PER_APPEND_MAX,
+    Append,
+    Appended,
+    Conflict,
+    Guards,
+    Head,
+    Known,
+    Log,
+    NewRecord,
+    Stale,
+    Unadmitted,
+)
 from shared.position import Position
 from shared.redis import Redis, command
 from tests.integration.builders import (
@@ -334,6 +348,34 @@ async def test_a_refused_command_is_not_remembered(redis: Redis, keys: Keys, ope
     refused = appending(FeedRevised(content=cast("Any", {})), command="c", guards=Guards(version=7))
     assert await opened.append(FEED, refused) == Stale("version")
     assert isinstance(await opened.append(FEED, appending_entry("e2", command="c", fingerprint="g")), Appended)
+
+
+# The server, and what was seen before it
+
+
+async def test_a_server_process_that_was_not_admitted_takes_no_append_and_changes_nothing(
+    redis: Redis, keys: Keys, opened: Log
+) -> None:
+    append = appending_entry("e2", command="publish-e2")
+    assert isinstance(await opened.append(FEED, append), Appended)
+    await command(redis, "HSET", keys.shard(keys.shard_of(FEED)).incarnation, "server", "another-process its-history")
+    before = await dump(redis, keys)
+    unadmitted = Unadmitted((await Epochs(redis, keys).process()).server)
+    # Nor does it say of a command that it is known: what it knows may not be what was acknowledged.
+    assert await opened.append(FEED, append) == unadmitted
+    assert await opened.append(FEED, appending_entry("e3")) == unadmitted
+    assert await dump(redis, keys) == before
+
+
+async def test_a_feed_that_was_lost_whole_begins_above_what_readers_may_hold_of_it(
+    redis: Redis, keys: Keys, log: Log
+) -> None:
+    await report(redis, keys, {FEED: Position(3, 9)})
+    assert await open_feed(log, FEED) == Position(4, 1)
+    assert (await head_of(log)).position == Position(4, 1)
+    # Of a feed that is there witnesses are heeded when a server is admitted, not by an append.
+    answer = await log.append(FEED, appending_entry("e1"))
+    assert isinstance(answer, Appended) and answer.last == Position(4, 2)
 
 
 # The clock

@@ -22,7 +22,6 @@ from tests.integration.builders import (
     appending_entry,
     carry_out,
     desk_of,
-    dump,
     events_of,
     eventually,
     feed_in_shard,
@@ -85,18 +84,6 @@ RAISED = {FEED: "2-5", OTHERS[0]: "2-2", OTHERS[1]: "2-2"}
 
 
 # Appends ------------------------------------------------------------------------------------------------------------
-
-
-async def test_a_server_that_nobody_admitted_takes_no_append_and_nothing_changes(servers: Servers) -> None:
-    server = servers.make(**FSYNC)
-    redis = await server.start()
-    await installed(redis)
-    await server.restart()
-    before = await dump(redis, KEYS)
-    answer = await Log(redis, KEYS).append(FEED, appending_entry("e9"))
-    assert isinstance(answer, Unadmitted)
-    assert answer.server == (await Epochs(redis, KEYS).process()).server
-    assert await dump(redis, KEYS) == before
 
 
 async def test_a_desk_has_the_server_admitted_and_carries_the_request_out(servers: Servers, quick: None) -> None:
@@ -327,51 +314,6 @@ async def test_a_late_witness_raises_later(servers: Servers, quick: None) -> Non
     await witness.check()
     await Admission(redis, KEYS).admit()
     assert (await positions(redis))[FEED] == "2-6"
-
-
-async def test_what_a_late_witness_saw_below_the_head_that_was_reached_since_in_another_epoch_is_no_news(
-    servers: Servers, quick: None
-) -> None:
-    """Everyone who holds a position of an older epoch is reset in any case."""
-    redis = await servers.make(**FSYNC).start()
-    await installed(redis)
-    await Epochs(redis, KEYS).raise_repaired(FEED, because="tried")
-    witness = Witness(redis, KEYS)
-    witness.saw(FEED, Position(1, 90))
-    await witness.check()
-    assert (await positions(redis))[FEED] == "2-5"
-
-
-async def test_a_position_of_another_history_is_a_loss_even_below_the_head(servers: Servers, quick: None) -> None:
-    redis = await servers.make(**FSYNC).start()
-    await installed(redis)
-    await Epochs(redis, KEYS).raise_repaired(FEED, because="tried")
-    witness = Witness(redis, KEYS)
-    witness.saw(FEED, Position(2, 3))
-    await witness.check()
-    assert (await positions(redis))[FEED] == "3-6"
-
-
-async def test_a_witness_of_an_epoch_that_was_lost_itself_leads_above_it(servers: Servers, quick: None) -> None:
-    redis = await servers.make(**FSYNC).start()
-    await installed(redis)
-    witness = Witness(redis, KEYS)
-    witness.saw(FEED, Position(4, 9))
-    await witness.check()
-    assert (await positions(redis))[FEED] == "5-5"
-
-
-async def test_a_feed_that_was_lost_whole_begins_above_what_readers_may_hold_of_it(
-    servers: Servers, quick: None
-) -> None:
-    redis = await servers.make(**FSYNC).start()
-    await installed(redis)
-    witness = Witness(redis, KEYS)
-    witness.saw("gone", Position(3, 9))
-    await witness.check()
-    assert await open_feed(Log(redis, KEYS), "gone") == Position(4, 1)
-    await witness.check()
-    assert await log_positions(redis, KEYS, "gone") == ["4-1"]
 
 
 async def test_a_server_that_lost_everything_is_no_first_start_to_those_who_saw_more(

@@ -10,10 +10,10 @@ INTEGRATION = "tests/integration"
 
 TESTS: Mapping[str, Sequence[str]] = {
     "append.lua": ("test_append", "test_desk", "test_epochs", "test_lost_replies"),
-    "raise.lua": ("test_epochs",),
-    "admit.lua": ("test_epochs",),
-    "standing.lua": ("test_epochs",),
-    "report.lua": ("test_epochs",),
+    "raise.lua": ("test_raise_guards", "test_epochs"),
+    "admit.lua": ("test_admit_guards", "test_epochs"),
+    "standing.lua": ("test_raise_guards", "test_epochs"),
+    "report.lua": ("test_raise_guards", "test_epochs"),
     "server.lua": ("test_epochs",),
     "load.lua": ("test_load", "test_desk"),
     "lease.lua": ("test_lease", "test_projector"),
