@@ -374,6 +374,7 @@ async def test_a_feed_that_was_lost_whole_begins_above_what_readers_may_hold_of_
     assert await open_feed(log, FEED) == Position(4, 1)
     assert (await head_of(log)).position == Position(4, 1)
     # Of a feed that is there witnesses are heeded when a server is admitted, not by an append.
+    await report(redis, keys, {FEED: Position(7, 9)})
     answer = await log.append(FEED, appending_entry("e1"))
     assert isinstance(answer, Appended) and answer.last == Position(4, 2)
 

@@ -440,17 +440,3 @@ async def test_doubts_outlive_another_restart_between_two_steps(servers: Servers
     assert ended > 2
     for feed, position in (await positions(redis)).items():
         assert Position.parse(position).epoch >= 2, feed
-
-
-async def test_a_repair_raises_the_epoch_once_for_its_reason(servers: Servers, quick: None) -> None:
-    server = servers.make(**FSYNC)
-    redis = await server.start()
-    await installed(redis)
-    assert await Epochs(redis, KEYS).raise_repaired(FEED, because="retried 1-3") == Position(2, 5)
-    event = (await events_of(redis, KEYS, FEED))[-1]
-    assert event == EpochRaised("repaired", "retried 1-3")
-    await project(redis, KEYS, FEED)
-    await server.restart()
-    with pytest.raises(Unavailable):
-        await Epochs(redis, KEYS).raise_repaired(FEED, because="again")
-    assert (await positions(redis))[FEED] == "2-5"

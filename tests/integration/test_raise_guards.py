@@ -11,12 +11,13 @@ from redis.exceptions import ResponseError
 from shared.epochs import raising as raising_module
 from shared.epochs.raising import Epochs, Standing
 from shared.epochs.witness import report
-from shared.errors import Corrupted
+from shared.errors import Corrupted, FeedNotFound, Unavailable
+from shared.events import EpochRaised
 from shared.keys import Keys
 from shared.log import Log
 from shared.position import Position
 from shared.redis import Redis, Script, command
-from tests.integration.builders import appending_entry, dump, log_entries, open_feed
+from tests.integration.builders import appending_entry, dump, events_of, log_entries, open_feed
 
 FEED = "final"
 RAISE = Script(raising_module.__file__, "raise.lua")
@@ -191,6 +192,24 @@ async def test_a_head_that_is_not_the_logs_last_event_is_corruption_and_no_epoch
     before = await dump(redis, keys)
     with pytest.raises(Corrupted, match=FEED):
         await raised(redis, keys, process)
+    assert await dump(redis, keys) == before
+
+
+# A repair
+
+
+async def test_a_repair_raises_the_epoch_for_its_reason_and_not_where_nobody_is_admitted(
+    redis: Redis, keys: Keys, process: str
+) -> None:
+    epochs = Epochs(redis, keys)
+    assert await epochs.raise_repaired(FEED, because="retried 1-2") == Position(2, 3)
+    assert (await events_of(redis, keys, FEED))[-1] == EpochRaised("repaired", "retried 1-2")
+    await admit_another(redis, keys)
+    before = await dump(redis, keys)
+    with pytest.raises(Unavailable, match="not admitted"):
+        await epochs.raise_repaired(FEED, because="again")
+    with pytest.raises(FeedNotFound):
+        await epochs.raise_repaired("gone", because="again")
     assert await dump(redis, keys) == before
 
 
