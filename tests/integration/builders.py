@@ -339,7 +339,7 @@ Generation = Mapping[str, Any]
 
 
 async def generation_of(redis: Redis, keys: Keys, feed: str, generation: int) -> Generation:
-    """One generation as it stands: checkpoint, feed document, entry documents and every index, as bytes."""
+    """One generation as it stands: checkpoint, feed document, entry documents, every index and their names, as bytes."""
     its = keys.feed(feed).of_generation(generation)
     indexes = [key async for key in redis.scan_iter(match=f"{its.indexes}*", count=1000)]
     return {
@@ -350,6 +350,7 @@ async def generation_of(redis: Redis, keys: Keys, feed: str, generation: int) ->
         "indexes": {
             key.decode().removeprefix(its.indexes): await command(redis, "ZRANGE", key, 0, -1) for key in indexes
         },
+        "names": await command(redis, "SMEMBERS", its.names),
     }
 
 
@@ -381,12 +382,14 @@ class Fold:
         return str(self.position), kind, _payload(change.after)
 
     def generation(self) -> Generation:
+        indexes = _indexes(self.state.entries.values())
         return {
             "checkpoint": str(self.position),
             "feed_position": self.feed_position,
             "feed": render(self.state.feed) if self.state.feed else None,
             "documents": {entry.encode(): render(document) for entry, document in self.state.entries.items()},
-            "indexes": _indexes(self.state.entries.values()),
+            "indexes": indexes,
+            "names": {index.encode() for index in indexes},
         }
 
 

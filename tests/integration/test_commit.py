@@ -281,6 +281,24 @@ async def test_a_generation_keeps_exactly_the_read_models_that_it_names(
     assert await command(redis, "HGET", its.meta, "read_models") == b"chronological,changed"
 
 
+async def test_a_generation_names_an_index_as_long_as_it_has_a_member(
+    redis: Redis, keys: Keys, log: Log, projection: Projection
+) -> None:
+    """Whoever removes the generation finds its indexes by these names."""
+
+    async def tags() -> set[bytes]:
+        await projection.to_head()
+        names: set[bytes] = await command(redis, "SMEMBERS", keys.feed(FEED).of_generation(1).names)
+        assert b"chronological" in names
+        return {name for name in names if name.startswith(b"tag:")}
+
+    await add(log, published("e4", content=content(tags=["goal"])))
+    await add(log, published("e5", content=content(tags=["goal", "team"])))
+    assert await tags() == {b"tag:goal", b"tag:team"}
+    await add(log, EntryRetracted(entry="e5", content=RetractionReason(None)))
+    assert await tags() == {b"tag:goal"}
+
+
 async def test_a_server_that_forgot_the_scripts_gets_them_again(
     redis: Redis, keys: Keys, projection: Projection
 ) -> None:
