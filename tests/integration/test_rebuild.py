@@ -1,7 +1,7 @@
 """Rebuilds on real servers: a build equals the live fold byte by byte, every step is taken once or not at all, and the flip
 happens at the very checkpoint of the live generation.
 
-Owns the steps and their guards. When the projector takes them is test_builder's.
+Owns slices, the flip and their guards. The small scripts' guards are test_rebuild_guards', when steps are taken test_builder's.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -177,13 +177,6 @@ async def test_a_request_that_another_overtook_is_decided_again(owner: Owner, mo
     assert asked.without == {Position(1, 2), Position(1, 3)}
 
 
-async def test_a_request_rings_the_owner_and_stands_on_the_shards_list(redis: Redis, keys: Keys, owner: Owner) -> None:
-    shard = keys.shard(keys.shard_of(FEED))
-    assert await command(redis, "SMEMBERS", shard.builds) == {FEED.encode()}
-    [rung] = await command(redis, "XREVRANGE", shard.doorbell, "+", "-", "COUNT", 1)
-    assert stream_entry(rung).fields == {b"feed": FEED.encode(), b"build": b"1"}
-
-
 # Guards of the steps
 
 
@@ -221,38 +214,21 @@ async def fold_past_it(owner: Owner) -> None:
 
 Happening = Callable[[Owner], Awaitable[None]]
 
-NOT_BEGUN: Mapping[str, tuple[Happening, str]] = {
+NO_LONGER_OURS: Mapping[str, tuple[Happening, str]] = {
     "another projector raised the fence": (raise_the_fence, "fenced"),
     "another build was asked for": (put_a_token, "dropped"),
 }
 NOT_BUILT: Mapping[str, tuple[Happening, str]] = {
-    **NOT_BEGUN,
+    **NO_LONGER_OURS,
     "the build's checkpoint moved": (fold_past_it, "moved"),
 }
 NOT_FLIPPED: Mapping[str, tuple[Happening, str]] = {
-    **NOT_BEGUN,
+    **NO_LONGER_OURS,
     "it was flipped already": (flip_before, "dropped"),
     "another generation is active": (switch_the_generation, "moved"),
     "the live checkpoint moved": (commit, "moved"),
     "the build's checkpoint is another": (fold_past_it, "moved"),
 }
-
-
-@pytest.mark.parametrize("refusal", NOT_BEGUN)
-async def test_a_build_is_begun_by_the_owner_alone_and_only_as_it_was_asked(owner: Owner, refusal: str) -> None:
-    happen, answer = NOT_BEGUN[refusal]
-    build = await owner.latest()
-    await happen(owner)
-    before = await dump(owner.redis, owner.keys)
-    assert await owner.rebuilds.begin(build, fence=1) == answer
-    assert await dump(owner.redis, owner.keys) == before
-
-
-async def test_a_build_is_begun_once(owner: Owner) -> None:
-    assert await owner.begin() == "begun"
-    before = await dump(owner.redis, owner.keys)
-    assert await owner.begin() == "dropped"
-    assert await dump(owner.redis, owner.keys) == before
 
 
 @pytest.mark.parametrize("refusal", NOT_BUILT)
@@ -273,17 +249,6 @@ async def test_a_slice_of_a_build_that_was_asked_anew_changes_nothing(owner: Own
     await ask_anew(owner)
     before = await dump(owner.redis, owner.keys)
     assert await owner.slice(site) == "dropped"
-    assert await dump(owner.redis, owner.keys) == before
-
-
-@pytest.mark.parametrize("refusal", NOT_BEGUN)
-async def test_only_the_owner_gives_a_build_up_and_only_the_one_that_it_means(owner: Owner, refusal: str) -> None:
-    happen, answer = NOT_BEGUN[refusal]
-    assert await owner.begin() == "begun"
-    build = await owner.latest()
-    await happen(owner)
-    before = await dump(owner.redis, owner.keys)
-    assert await owner.rebuilds.fail(build, "because", fence=1) == answer
     assert await dump(owner.redis, owner.keys) == before
 
 
@@ -479,11 +444,6 @@ async def test_a_feed_whose_opening_is_in_quarantine_is_built_without_a_document
     assert not await redis.exists(keys.feed(FEED).of_generation(2).feed)
 
 
-async def test_a_build_that_was_not_begun_can_be_given_up(redis: Redis, keys: Keys, owner: Owner) -> None:
-    assert await owner.rebuilds.fail(await owner.latest(), "why", fence=1) == "failed"
-    assert not await redis.exists(keys.feed(FEED).retired)
-
-
 async def test_doorbells_and_frames_stay_capped(redis: Redis, keys: Keys) -> None:
     owner = await an_owner(redis, keys, FEED, [damaged(published("e1"))])
     await mend(redis, keys, at="1-2", event=published("e1"))
@@ -496,9 +456,6 @@ async def test_doorbells_and_frames_stay_capped(redis: Redis, keys: Keys) -> Non
             pipeline.execute_command("XADD", stream, "*", "f", "another", "feed", "another")
         await pipeline.execute()
 
-    await crowd(shard.doorbell)
-    assert await owner.builds.ask_anew(FEED, reason="redaction", by="ops:anna") is not None
-    assert await redis.xlen(shard.doorbell) < 1200
     site = await owner.built()
     await crowd(shard.doorbell)
     await crowd(shard.frames)
@@ -562,29 +519,3 @@ async def test_a_repair_waits_until_the_server_is_admitted(redis: Redis, keys: K
     before = await dump(redis, keys)
     assert await owner.flip(site) == "unadmitted"
     assert await dump(redis, keys) == before
-
-
-async def test_documents_are_read_up_to_so_many_bytes_and_the_first_one_always(redis: Redis, keys: Keys) -> None:
-    documents = keys.feed(FEED).of_generation(1).documents
-    await command(redis, "HSET", documents, "a", "x" * 10, "b", "x" * 10, "c", "x" * 10)
-    for bytes_max, entries, found in ((5, "abc", 1), (10, "abc", 1), (20, "abc", 2), (30, "abc", 3), (5, "naxb", 1)):
-        answer = await rebuild_module._before(redis, (documents,), (bytes_max, *entries))
-        assert len(answer) == found, (bytes_max, entries)
-    assert await rebuild_module._before(redis, (documents,), (10, "n", "m", "a")) == [None, None, b"x" * 10]
-
-
-async def test_feeds_without_a_generation_are_neither_outdated_nor_in_the_way(
-    redis: Redis, keys: Keys, owner: Owner
-) -> None:
-    shard = keys.shard_of(FEED)
-    await command(redis, "ZADD", keys.shard(shard).feeds, 1, "ghost", 2, "husk")
-    await command(redis, "SET", keys.shard(shard).feeds.removesuffix("feeds") + "f:husk:active", "1")
-    assert await owner.rebuilds.outdated(shard, start=0) == (3, [])
-    await command(redis, "HSET", keys.feed(FEED).of_generation(1).meta, "fold", FOLD_VERSION - 1)
-    assert await owner.rebuilds.outdated(shard, start=0) == (3, [FEED])
-    assert await owner.rebuilds.outdated(shard, start=3) == (0, [])
-
-
-async def test_a_feed_that_nobody_projected_has_nothing_to_go_to(redis: Redis, keys: Keys) -> None:
-    survey = await Owner(redis, keys, FEED).survey()
-    assert (survey.active, survey.build, survey.retired) == (None, None, [])
