@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from services.cli.embedded import DataDir, EmbeddedServer, server_binary
+from shared.epochs import admission as admission_module
 from shared.epochs.admission import Admission
-from shared.keys import Keys
-from shared.redis import Redis, connect
+from shared.keys import SHARDS, Keys
+from shared.redis import Redis, Script, check_installation, connect, run_pipeline
 
+ADMIT = Script(admission_module.__file__, "admit.lua")
 SERVERS = ("valkey", "redis")
 
 
@@ -45,7 +47,13 @@ async def redis(server: RunningServer) -> AsyncIterator[Redis]:
 
 @pytest.fixture
 async def keys(redis: Redis) -> Keys:
-    """Keys of the test's own, under which the server is admitted."""
+    """Keys of the test's own, under which the server is admitted: as an admission does it that finds no feed, but at once."""
     keys = Keys("t" + secrets.token_hex(6))
-    await Admission(redis, keys).admit()
+    await check_installation(redis, keys)
+    facts = await Admission(redis, keys).facts()
+    pipeline = redis.pipeline(transaction=False)
+    for shard in range(SHARDS):
+        args = (facts.server, "", "", facts.kept, facts.replicas)
+        ADMIT.queue(pipeline, (keys.shard(shard).incarnation,), args)
+    assert await run_pipeline(redis, pipeline, (ADMIT,)) == [b"done"] * SHARDS
     return keys

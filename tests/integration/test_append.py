@@ -85,29 +85,6 @@ async def server_milliseconds(redis: Redis) -> int:
 # Positions
 
 
-async def test_positions_are_gapless_and_a_batchs_consecutive_under_16_concurrent_desks(
-    redis: Redis, keys: Keys
-) -> None:
-    await carry_out(desk_of(redis, keys), FEED, opening())
-
-    async def work(number: int) -> list[list[str]]:
-        desk = desk_of(redis, keys)
-        answered = []
-        for turn in range(4):
-            single = await carry_out(desk, FEED, publishing(f"{number}-{turn}"))
-            batch = await carry_out(desk, FEED, *[publishing(f"{number}-{turn}-{i}") for i in range(3)], batch=True)
-            answered += [[str(single.position)], [cast("Any", document).position for document in batch.documents]]
-        return answered
-
-    answered = [positions for desk in await asyncio.gather(*map(work, range(16))) for positions in desk]
-    logged = await log_positions(redis, keys, FEED)
-    assert logged == [f"1-{n}" for n in range(1, 1 + 1 + 16 * 4 * 4)]
-    assert sorted(position for positions in answered for position in positions) == sorted(logged[1:])
-    for positions in answered:
-        first = int(positions[0].removeprefix("1-"))
-        assert positions == [f"1-{first + i}" for i in range(len(positions))]
-
-
 async def test_a_batch_of_200_events_is_one_call(redis: Redis, keys: Keys, log: Log) -> None:
     await open_feed(log, FEED)
     names = [f"e{i}" for i in range(EVENTS_PER_APPEND_MAX)]
@@ -458,3 +435,29 @@ async def test_a_server_that_forgot_the_scripts_gets_them_again(redis: Redis, ke
     await command(redis, "SCRIPT FLUSH")
     assert isinstance(await opened.append(FEED, appending_entry("e2")), Appended)
     assert await log_positions(redis, keys, FEED) == ["1-1", "1-2", "1-3", "1-4"]
+
+
+# Many at once
+
+
+async def test_positions_are_gapless_and_a_batchs_consecutive_under_16_concurrent_desks(
+    redis: Redis, keys: Keys
+) -> None:
+    await carry_out(desk_of(redis, keys), FEED, opening())
+
+    async def work(number: int) -> list[list[str]]:
+        desk = desk_of(redis, keys)
+        answered = []
+        for turn in range(4):
+            single = await carry_out(desk, FEED, publishing(f"{number}-{turn}"))
+            batch = await carry_out(desk, FEED, *[publishing(f"{number}-{turn}-{i}") for i in range(3)], batch=True)
+            answered += [[str(single.position)], [cast("Any", document).position for document in batch.documents]]
+        return answered
+
+    answered = [positions for desk in await asyncio.gather(*map(work, range(16))) for positions in desk]
+    logged = await log_positions(redis, keys, FEED)
+    assert logged == [f"1-{n}" for n in range(1, 1 + 1 + 16 * 4 * 4)]
+    assert sorted(position for positions in answered for position in positions) == sorted(logged[1:])
+    for positions in answered:
+        first = int(positions[0].removeprefix("1-"))
+        assert positions == [f"1-{first + i}" for i in range(len(positions))]
