@@ -2,16 +2,13 @@
 -- KEYS  1 log  2 head  3 dirty  4 doorbell  5 incarnation  6 witnessed
 -- ARGV  1 feed  2 server that it is decided for  3 head that it is decided on  4 new epoch  5 envelope  6 reason  7 because
 --       8 settles ("1": once for each incarnation of the server, and not when that is admitted)
---       9 needs admission ("1": like any append)
--- Gives {"raised", epoch, n} | {"stale"} | {"settled"} | {"unadmitted"} | {"moved"}: another server
+-- Gives {"raised", epoch, n} | {"stale"} | {"settled"} | {"moved"}: another server
 local feed = ARGV[1]
 local info = redis.call('INFO', 'server', 'replication')
 local server = string.match(info, 'run_id:(%x+)') .. ' ' .. string.match(info, 'master_replid:(%x+)')
 if server ~= ARGV[2] then return {'moved'} end
-local admitted = redis.call('HGET', KEYS[5], 'server') == server
 local head = redis.call('HMGET', KEYS[2], 'epoch', 'n', 'recorded_at', 'settled')
-if ARGV[8] == '1' and (admitted or head[4] == server) then return {'settled'} end
-if ARGV[9] == '1' and not admitted then return {'unadmitted'} end
+if ARGV[8] == '1' and (redis.call('HGET', KEYS[5], 'server') == server or head[4] == server) then return {'settled'} end
 if not head[1] or head[1] .. '-' .. head[2] ~= ARGV[3] then return {'stale'} end
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 if not last or last[1] ~= ARGV[3] then

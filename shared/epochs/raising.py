@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
-from shared.errors import FeedNotFound, Unavailable
+from shared.errors import Unavailable
 from shared.events import Encoded, EpochRaised, EpochReason, encode
 from shared.keys import Keys
 from shared.position import Position
@@ -22,7 +22,7 @@ _raise = Script(__file__, "raise.lua")
 _standing = Script(__file__, "standing.lua", read_only=True)
 _server = Script(__file__, "server.lua", read_only=True)
 
-Answer = Literal["raised", "stale", "settled", "unadmitted", "moved"]
+Answer = Literal["raised", "stale", "settled", "moved"]
 
 
 class Process(NamedTuple):
@@ -60,14 +60,13 @@ class Standing(NamedTuple):
 class Raise(NamedTuple):
     """One epoch to raise: decided on `standing`, told to readers as `reason` and to operators as `because`.
 
-    `settles`: for a server in doubt, once for each feed and incarnation. `needs_admission`: it changes an admitted log.
+    `settles`: for a server in doubt, once for each feed and incarnation.
     """
 
     standing: Standing
     reason: EpochReason
     because: str
     settles: bool = False
-    needs_admission: bool = False
 
 
 def raising_event(event: EpochRaised) -> Encoded:
@@ -123,31 +122,9 @@ class Epochs:
             (
                 *(standing.feed, server, str(standing.head), standing.next_epoch),
                 *(event.envelope, item.reason, item.because),
-                *("1" if item.settles else "", "1" if item.needs_admission else ""),
+                "1" if item.settles else "",
             ),
         )
-
-    async def raise_repaired(self, feed: str, *, because: str) -> Position:
-        """Tell all who hold the feed that a repair changed it: the new epoch's first position.
-
-        Unavailable when the server is not admitted: nothing was raised. Safe to repeat; each call may raise once more.
-        """
-        process = await self.process()
-        began: int | None = None
-        for _ in range(ATTEMPTS_MAX):
-            [standing] = await self.standings([feed])
-            if standing.head is None:
-                raise FeedNotFound(feed)
-            began = standing.head.epoch if began is None else began
-            if standing.head.epoch > began:
-                return standing.head  # by us, the answer was lost, or by somebody else: readers learn of it
-            item = Raise(standing, "repaired", because, needs_admission=True)
-            [answer] = await self.raise_all([item], server=process.server)
-            if answer == "raised":
-                return Position(standing.next_epoch, standing.head.n + 1)
-            if answer != "stale":
-                raise Unavailable(f"the log's server is not admitted ({answer}); the epoch was not raised")
-        raise Unavailable(f"the log of {feed!r} moves faster than its epoch can be raised; nothing was raised")
 
     async def make_losses_visible(self, feeds: Iterable[str], *, server: str) -> list[Standing]:
         """Raise the epoch of each of the feeds whose log lacks what witnesses reported; gives those raised.

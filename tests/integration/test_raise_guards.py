@@ -11,13 +11,12 @@ from redis.exceptions import ResponseError
 from shared.epochs import raising as raising_module
 from shared.epochs.raising import Epochs, Standing
 from shared.epochs.witness import report
-from shared.errors import Corrupted, FeedNotFound, Unavailable
-from shared.events import EpochRaised
+from shared.errors import Corrupted
 from shared.keys import Keys
 from shared.log import Log
 from shared.position import Position
 from shared.redis import Redis, Script, command
-from tests.integration.builders import appending_entry, dump, events_of, log_entries, open_feed
+from tests.integration.builders import appending_entry, dump, log_entries, open_feed
 
 FEED = "final"
 RAISE = Script(raising_module.__file__, "raise.lua")
@@ -52,14 +51,12 @@ async def raised(
     epoch: int = 2,
     reason: str = "repaired",
     settles: bool = False,
-    needs_admission: bool = False,
 ) -> list[bytes]:
     its, shard = keys.feed(FEED), keys.shard(keys.shard_of(FEED))
-    flags = ("1" if settles else "", "1" if needs_admission else "")
     answer: list[bytes] = await RAISE(
         redis,
         (its.log, its.head, shard.dirty, shard.doorbell, shard.incarnation, shard.witnessed),
-        (FEED, server, head, epoch, "{}", reason, "tried", *flags),
+        (FEED, server, head, epoch, "{}", reason, "tried", "1" if settles else ""),
     )
     return answer
 
@@ -83,7 +80,7 @@ async def test_a_raise_writes_its_event_the_head_and_the_hints_and_forgets_what_
     await command(redis, "HSET", shard.witnessed, FEED, "1-9", "another", "1-3")
     before, head = await dump(redis, keys), await head_of(redis, keys)
     began = await milliseconds(redis)
-    assert await raised(redis, keys, process, needs_admission=True) == [b"raised", b"2", b"3"]
+    assert await raised(redis, keys, process) == [b"raised", b"2", b"3"]
     after = await dump(redis, keys)
     changed = {key for key in {*before, *after} if before.get(key) != after.get(key)}
     assert changed == {its.log, its.head, shard.dirty, shard.doorbell, shard.witnessed}
@@ -167,10 +164,6 @@ async def test_a_raise_that_was_decided_on_something_else_changes_nothing(
         with pytest.raises(ResponseError, match="an epoch only grows"):
             await raised(redis, keys, process, epoch=epoch)
     assert await dump(redis, keys) == before
-    await admit_another(redis, keys)
-    before = await dump(redis, keys)
-    assert await raised(redis, keys, process, needs_admission=True) == [b"unadmitted"]
-    assert await dump(redis, keys) == before
 
 
 async def test_a_feed_that_is_not_there_has_no_epoch_to_raise(redis: Redis, keys: Keys) -> None:
@@ -192,24 +185,6 @@ async def test_a_head_that_is_not_the_logs_last_event_is_corruption_and_no_epoch
     before = await dump(redis, keys)
     with pytest.raises(Corrupted, match=FEED):
         await raised(redis, keys, process)
-    assert await dump(redis, keys) == before
-
-
-# A repair
-
-
-async def test_a_repair_raises_the_epoch_for_its_reason_and_not_where_nobody_is_admitted(
-    redis: Redis, keys: Keys, process: str
-) -> None:
-    epochs = Epochs(redis, keys)
-    assert await epochs.raise_repaired(FEED, because="retried 1-2") == Position(2, 3)
-    assert (await events_of(redis, keys, FEED))[-1] == EpochRaised("repaired", "retried 1-2")
-    await admit_another(redis, keys)
-    before = await dump(redis, keys)
-    with pytest.raises(Unavailable, match="not admitted"):
-        await epochs.raise_repaired(FEED, because="again")
-    with pytest.raises(FeedNotFound):
-        await epochs.raise_repaired("gone", because="again")
     assert await dump(redis, keys) == before
 
 

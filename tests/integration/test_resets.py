@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from shared.epochs.raising import Epochs
+from shared.epochs.raising import Epochs, Raise
 from shared.epochs.witness import Witness
 from shared.keys import Keys
 from shared.position import Position
@@ -40,7 +40,10 @@ async def newsroom(redis: Redis, keys: Keys) -> Newsroom:
 
 async def repaired(newsroom: Newsroom, feed: str = FEED, *, frames: bool = True) -> Position:
     """The feed's epoch grows by a repair, and the read models hold it."""
-    await Epochs(newsroom.redis, newsroom.keys).raise_repaired(feed, because="tried")
+    epochs = Epochs(newsroom.redis, newsroom.keys)
+    [standing] = await epochs.standings([feed])
+    server = (await epochs.process()).server
+    assert await epochs.raise_all([Raise(standing, "repaired", "tried")], server=server) == ["raised"]
     return await newsroom.commit_all(feed, frames=frames)
 
 
