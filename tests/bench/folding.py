@@ -26,11 +26,23 @@ from shared.events import Envelope
 from shared.keys import Keys
 from shared.redis import Redis, command, connect
 from tests.bench.machine import spread
-from tests.integration.builders import carry_out, correcting, desk_of, opening, pinning, project, publishing, unpinning
+from tests.integration.builders import (
+    Projection,
+    carry_out,
+    correcting,
+    desk_of,
+    opening,
+    pinning,
+    publishing,
+    unpinning,
+)
 from tests.integration.rebuild_kit import Owner
 
 EVENTS_PER_BATCH = 200
 EVENTS_PER_CHUNK = 500
+# Rounds of a large feed are few: each is long enough to tell, and a million events take minutes.
+EVENTS_PER_SIZE_MAX = 300_000
+SECONDS_BETWEEN_LINES = 10.0
 TEXT = "The keeper punches it away, and the clock says there is time for one more. " * 4
 
 
@@ -63,11 +75,19 @@ def batch(start: int, count: int) -> list[Command]:
 
 async def fill(redis: Redis, keys: Keys, feed: str, events: int) -> None:
     """A feed of `events` events and its opening, written by a desk and projected."""
-    desk = desk_of(redis, keys)
+    desk, projection = desk_of(redis, keys), Projection(redis, keys, feed)
     await carry_out(desk, feed, opening())
+    await projection.take_shard()
+    said = time.monotonic()
     for start in range(0, events, EVENTS_PER_BATCH):
-        await carry_out(desk, feed, *batch(start, min(EVENTS_PER_BATCH, events - start)), batch=True)
-    await project(redis, keys, feed)
+        end = min(start + EVENTS_PER_BATCH, events)
+        await carry_out(desk, feed, *batch(start, end - start), batch=True)
+        # At once: a desk folds what is not projected yet for every decision, all of it each time.
+        while (await projection.step()).checkpoint.n < 1 + end:
+            pass
+        if time.monotonic() - said > SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            print(f"  {events:9,} events  {end:,} written", flush=True)
 
 
 async def floor(redis: Redis, keys: Keys, feed: str) -> None:
@@ -138,16 +158,19 @@ async def run(*, rounds: int, sizes: tuple[int, ...]) -> None:
     with tempfile.TemporaryDirectory() as folder, DataDir.lock(Path(folder) / "server") as data_dir:
         server = await EmbeddedServer.start(data_dir)
         try:
-            print(f"rebuild and verify, {rounds} rounds in turn with the floor, each a process of its own")
-            print("medians of the rounds (least to most)")
+            print("rebuild and verify, rounds in turn with the floor, each a process of its own")
+            print("medians of the rounds (least to most)", flush=True)
             for events in sizes:
                 redis = connect(server.url)
                 await fill(redis, Keys("bench"), f"feed-{events}", events)
                 await redis.aclose()
                 found: dict[str, list[Figures]] = {name: [] for name in PASSES}
-                for _ in range(rounds):
+                several = max(1, min(rounds, EVENTS_PER_SIZE_MAX // events))
+                for number in range(1, several + 1):
                     for name, figures in found.items():
                         figures.append(await measured(server.url, name, f"feed-{events}"))
+                        seconds = f"{figures[-1].seconds:.1f} s"
+                        print(f"  {events:9,} events  {name:8} round {number} of {several}: {seconds}", flush=True)
                 for name, figures in found.items():
                     _print(name, events, figures, found["floor"])
         finally:
@@ -162,7 +185,8 @@ def _print(name: str, events: int, figures: list[Figures], floors: list[Figures]
     peak = statistics.median(f.peak_mib for f in figures)
     print(
         f"  {events:9,} events  {name:8} events/s {rate}  CPU-s per million: client {client}, server {whole}  "
-        f"peak {peak:.0f} MiB"
+        f"peak {peak:.0f} MiB",
+        flush=True,
     )
     if name != "floor":
         times = spread([f.seconds / g.seconds for f, g in zip(figures, floors, strict=True)])
@@ -172,7 +196,7 @@ def _print(name: str, events: int, figures: list[Figures], floors: list[Figures]
                 for f, g in zip(figures, floors, strict=True)
             ]
         )
-        print(f"  {events:9,} events  {name:8} as a ratio to the floor: time {times}, CPU {cpus}")
+        print(f"  {events:9,} events  {name:8} as a ratio to the floor: time {times}, CPU {cpus}", flush=True)
 
 
 if __name__ == "__main__":
