@@ -236,14 +236,14 @@ def encode(event: Event, *, command: str, by: str, causation: str | None) -> Enc
     return Encoded(msgspec.json.encode(envelope), content)
 
 
-def decode(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Recorded:
-    """Read one stream entry.
+def decode(entry_id: bytes, fields: Mapping[bytes, bytes], *, position: Position | None = None) -> Recorded:
+    """Read one stream entry; `position` spares reading the id again.
 
     Raises NewerLog for a type or version that this release does not know, CannotFold for an event whose bytes do not hold
     together, Corrupted for a stream entry that is no event at all.
     """
     try:
-        position = Position.parse(entry_id.decode())
+        position = position or Position.parse(entry_id.decode())
         raw_envelope, content = fields[b"envelope"], fields[b"content"]
         recorded_at = int(fields[b"recorded_at"])
     except (KeyError, ValueError) as error:

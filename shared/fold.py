@@ -34,6 +34,8 @@ from shared.events import (
 from shared.instants import instant_of
 from shared.position import Position
 
+_OF_FEED = (FeedOpened, FeedRevised, FeedStatusChanged)
+
 # Raised when the same log comes to fold into other documents: generations of another version are built anew.
 FOLD_VERSION = 1
 
@@ -71,7 +73,7 @@ class Change(Struct, frozen=True):
 def fold(documents: Documents, recorded: Recorded, *, feed_id: str) -> Change:
     """Apply one event; raises CannotFold with the facts when it does not fit the documents. Changes nothing itself."""
     event, position = recorded.event, recorded.position
-    if isinstance(event, FeedOpened | FeedRevised | FeedStatusChanged):
+    if isinstance(event, _OF_FEED):
         feed = fold_feed(documents.feed, event, feed_id=feed_id, position=position, recorded_at=recorded.recorded_at)
         return Change(position, feed, None, None)
     if documents.feed is None:
@@ -80,9 +82,10 @@ def fold(documents: Documents, recorded: Recorded, *, feed_id: str) -> Change:
     if isinstance(event, EpochRaised):
         return Change(position, _moved(documents.feed, position, at), None, None, event.reason)
     before = documents.entries.get(event.entry)
-    after = _folded_entry(before, event, feed_id, position, at)
-    live = isinstance(after, Entry) - isinstance(before, Entry)
-    feed = _moved(documents.feed, position, at, entry_count=documents.feed.entry_count + live)
+    text = str(position)
+    after = _folded_entry(before, event, feed_id, position, text, at)
+    entry_count = documents.feed.entry_count + isinstance(after, Entry) - isinstance(before, Entry)
+    feed = msgspec.structs.replace(documents.feed, position=text, updated_at=at, entry_count=entry_count)
     return Change(position, feed, before, after)
 
 
@@ -119,23 +122,25 @@ def fold_entry(
     before: Document | None, event: EntryEvent, *, feed_id: str, position: Position, recorded_at: int
 ) -> Document:
     """An entry's document after one of its events; `recorded_at` in milliseconds since 1970."""
-    return _folded_entry(before, event, feed_id, position, instant_of(recorded_at))
+    return _folded_entry(before, event, feed_id, position, str(position), instant_of(recorded_at))
 
 
-def _folded_entry(before: Document | None, event: EntryEvent, feed_id: str, position: Position, at: str) -> Document:
+def _folded_entry(
+    before: Document | None, event: EntryEvent, feed_id: str, position: Position, text: str, at: str
+) -> Document:
     if isinstance(event, EntryPublished):
         if before is not None:
             raise _misfit(event, position, "the entry exists already")
-        return _published(event, feed_id, str(position), at)
+        return _published(event, feed_id, text, at)
     if before is None:
         raise _misfit(event, position, "there is no such entry")
     if isinstance(event, EntryRedacted):
-        return _redacted(before, str(position), at)
+        return _redacted(before, text, at)
     if isinstance(before, Tombstone):
         raise _misfit(event, position, "the entry is retracted")
     if isinstance(event, EntryCorrected) and event.revision != before.revision + 1:
         raise _misfit(event, position, f"it makes revision {event.revision} of an entry at {before.revision}")
-    return _HANDLERS[type(event)](before, event, str(position), at)
+    return _HANDLERS[type(event)](before, event, text, at)
 
 
 def _moved(feed: Feed, position: Position, at: str, **changes: Any) -> Feed:

@@ -5,6 +5,7 @@ Owns parsing and writing them. The text form has a fixed width, so that instants
 
 import re
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 INSTANT_CHARACTERS = 24
 
@@ -30,6 +31,8 @@ def parse_instant(text: str) -> str:
         raise ValueError("there is no such instant in the years 0001 to 9999") from None
 
 
+# All events of one append were recorded at one instant.
+@lru_cache(maxsize=16)
 def instant_of(milliseconds: int) -> str:
     """The instant `milliseconds` after 1970-01-01T00:00:00Z."""
     return _text(_EPOCH_IN_UTC + timedelta(milliseconds=milliseconds))

@@ -5,8 +5,8 @@ sort key and end with the entry id, so that a page is a range of text: exact und
 `newest` and `oldest` read one chronological index from either end and therefore cannot disagree.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from shared.documents import Document, Entry
 from shared.instants import INSTANT_CHARACTERS
@@ -27,42 +27,66 @@ def chronological_key(document: Document) -> str:
 
 
 class ReadModel(NamedTuple):
-    """A name, the ordered indexes that it keeps, and which documents stand in each, under which key.
+    """A name, the ordered indexes in which a live entry stands, and its sort key in all of them.
 
-    `entries(document)` gives pairs of index name and sort key. A further read model is one line here and a rebuild.
+    `retracted`: so do retracted ones. A further read model is one line here and a rebuild.
     """
 
     name: str
-    entries: Callable[[Document], Iterable[tuple[str, str]]]
+    indexes: Callable[[Any], Sequence[str]]
+    key: Callable[[Any], str]
+    retracted: bool = False
 
 
-def _live(index: str, key: Callable[[Entry], str], when: Callable[[Entry], bool] = lambda entry: True) -> ReadModel:
-    def entries(document: Document) -> Iterable[tuple[str, str]]:
-        if isinstance(document, Entry) and when(document):
-            yield index, key(document)
-
-    return ReadModel(index, entries)
+def _one(index: str, key: Callable[[Any], str], *, retracted: bool = False) -> ReadModel:
+    only = (index,)
+    return ReadModel(index, lambda document: only, key, retracted)
 
 
-def _by_tag(name: str, when: Callable[[Entry], bool] = lambda entry: True) -> ReadModel:
-    def entries(document: Document) -> Iterable[tuple[str, str]]:
-        if isinstance(document, Entry) and when(document):
-            for tag in document.tags:
-                yield f"{name}:{tag}", chronological_key(document)
+def _one_when(index: str, key: Callable[[Entry], str], when: Callable[[Entry], bool]) -> ReadModel:
+    only = (index,)
+    return ReadModel(index, lambda entry: only if when(entry) else (), key)
 
-    return ReadModel(name, entries)
+
+def _by_tag(name: str, when: Callable[[Entry], bool]) -> ReadModel:
+    prefix = name + ":"
+    return ReadModel(name, lambda entry: [prefix + tag for tag in entry.tags] if when(entry) else (), chronological_key)
+
+
+def _is_any(entry: Entry) -> bool:
+    return True
+
+
+def _is_key_event(entry: Entry) -> bool:
+    return entry.key_event
+
+
+def _is_pinned(entry: Entry) -> bool:
+    return entry.pinned
+
+
+def _pinned_key(entry: Entry) -> str:
+    return position_key(entry.pinned_position or "")
+
+
+def _first_key(entry: Entry) -> str:
+    return position_key(entry.first_position)
+
+
+def _changed_key(document: Document) -> str:
+    return position_key(document.position)
 
 
 READ_MODELS: Mapping[str, ReadModel] = {
     model.name: model
     for model in (
-        _live("chronological", chronological_key),
-        _live("key_events", chronological_key, lambda entry: entry.key_event),
-        _live("pinned", lambda entry: position_key(entry.pinned_position or ""), lambda entry: entry.pinned),
-        _by_tag("tag"),
-        _by_tag("tag_key_events", lambda entry: entry.key_event),
-        _live("first_published", lambda entry: position_key(entry.first_position)),
-        ReadModel("changed", lambda document: [("changed", position_key(document.position))]),
+        _one("chronological", chronological_key),
+        _one_when("key_events", chronological_key, _is_key_event),
+        _one_when("pinned", _pinned_key, _is_pinned),
+        _by_tag("tag", _is_any),
+        _by_tag("tag_key_events", _is_key_event),
+        _one("first_published", _first_key),
+        _one("changed", _changed_key, retracted=True),
     )
 }
 
@@ -76,9 +100,19 @@ def index_for(*, tag: str | None, key_events: bool) -> str:
 
 def members(document: Document | None, models: Iterable[ReadModel]) -> set[tuple[str, str]]:
     """Pairs of index name and member under which a document stands."""
+    found: set[tuple[str, str]] = set()
     if document is None:
-        return set()
-    return {(index, key + document.id) for model in models for index, key in model.entries(document)}
+        return found
+    # Most read models share a key: it is made once for each document.
+    made: dict[Callable[[Any], str], str] = {}
+    live = isinstance(document, Entry)
+    for _, indexes, key, retracted in models:
+        for index in indexes(document) if live or retracted else ():
+            member = made.get(key)
+            if member is None:
+                member = made[key] = key(document) + document.id
+            found.add((index, member))
+    return found
 
 
 class IndexChanges(NamedTuple):
@@ -89,5 +123,8 @@ class IndexChanges(NamedTuple):
 def index_changes(before: Document | None, after: Document | None, models: Iterable[ReadModel]) -> IndexChanges:
     """What must change in the indexes when a document changes from `before` to `after`."""
     models = tuple(models)
-    old, new = members(before, models), members(after, models)
+    new = members(after, models)
+    if before is None:
+        return IndexChanges(added=sorted(new), removed=[])
+    old = members(before, models)
     return IndexChanges(added=sorted(new - old), removed=sorted(old - new))

@@ -40,7 +40,7 @@ def read(entry: StreamEntry, *, quarantined: Container[bytes]) -> Read:
     if entry.id in quarantined:
         return Read(position, None, None)
     try:
-        return Read(position, decode(entry.id, entry.fields), None)
+        return Read(position, decode(entry.id, entry.fields, position=position), None)
     except CannotFold as error:
         return Read(position, None, error)
 

@@ -37,7 +37,7 @@ PATCHES: tuple[Patch, ...] = (
     Patch(
         "shared/log.py",
         "a log with a gap is read on",
-        "if Position.parse(entry.id.decode()).n != n:",
+        'if int(entry.id.partition(b"-")[2]) != n:',
         "if False:",
         ("test_load", "test_commit"),
     ),
