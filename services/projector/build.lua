@@ -3,37 +3,25 @@
 -- KEYS  1 lease  2 build  3 meta  4 documents  5 feed document  6 names of the indexes
 -- ARGV  1 fence  2 token  3 checkpoint before or ""  4 checkpoint after  5 prefix of the indexes  6 feed document or ""
 --       7 position of the feed's own last change or ""  8 events
---       then number of arguments and documents: entry, JSON… · number of indexes to add to, each: index, number of members,
---       members… · to remove from, likewise
+--       9 packed: {{entry, JSON…} · to add to indexes: {{index, {member…}}…} · to remove from them, likewise}
 -- Gives "built" | "fenced" | "dropped" | "moved"
 if redis.call('HGET', KEYS[1], 'fence') ~= ARGV[1] then return 'fenced' end
 if redis.call('HGET', KEYS[2], 'token') ~= ARGV[2] then return 'dropped' end
 if (redis.call('HGET', KEYS[3], 'checkpoint') or '') ~= ARGV[3] then return 'moved' end
 -- All checks stand before the first write.
-local at = 9
-local function number()
-  at = at + 1
-  return tonumber(ARGV[at - 1])
-end
-local arguments = number()
+local documents, added, removed = unpack(cmsgpack.unpack(ARGV[9]))
 -- A slice is of 500 events at most: its arguments fit on the stack of `unpack`, at most two for each.
-if arguments > 0 then redis.call('HSET', KEYS[4], unpack(ARGV, at, at + arguments - 1)) end
-at = at + arguments
-for _ = 1, number() do
-  local index, members = ARGV[at], tonumber(ARGV[at + 1])
-  at = at + 2
-  local scored = {}
-  for i = 1, members do scored[2 * i - 1], scored[2 * i] = 0, ARGV[at + i - 1] end
+if #documents > 0 then redis.call('HSET', KEYS[4], unpack(documents)) end
+for _, of_index in ipairs(added) do
+  local index, members, scored = of_index[1], of_index[2], {}
+  for i, member in ipairs(members) do scored[2 * i - 1], scored[2 * i] = '0', member end
   redis.call('ZADD', ARGV[5] .. index, unpack(scored))
   redis.call('SADD', KEYS[6], index)
-  at = at + members
 end
-for _ = 1, number() do
-  local index, members = ARGV[at], tonumber(ARGV[at + 1])
-  at = at + 2
-  for i = 1, members do redis.call('ZREM', ARGV[5] .. index, ARGV[at + i - 1]) end
+for _, of_index in ipairs(removed) do
+  local index, members = of_index[1], of_index[2]
+  redis.call('ZREM', ARGV[5] .. index, unpack(members))
   if redis.call('EXISTS', ARGV[5] .. index) == 0 then redis.call('SREM', KEYS[6], index) end
-  at = at + members
 end
 if ARGV[6] ~= '' then redis.call('SET', KEYS[5], ARGV[6]) end
 if ARGV[7] ~= '' then redis.call('HSET', KEYS[3], 'feed_position', ARGV[7]) end
