@@ -3,7 +3,7 @@
 Owns how they are made. The writer keeps them, and whoever restores or verifies a log makes those of publications again.
 """
 
-import base64
+import binascii
 import hashlib
 from typing import Any
 
@@ -11,11 +11,14 @@ import msgspec
 
 from shared.events import EntryContent
 
+# RFC 4648, section 5.
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
+
 
 def fingerprint(*parts: Any) -> str:
     """A short digest of parsed values: equal for requests that mean the same, whatever their spelling."""
     digest = hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).digest()
-    return base64.urlsafe_b64encode(digest[:18]).decode()
+    return binascii.b2a_base64(digest[:18], newline=False).translate(_URL_SAFE).decode()
 
 
 def publication_fingerprint(*, published_at: str | None, key_event: bool, content: EntryContent) -> str:

@@ -4,7 +4,6 @@ Owns the comparison. A slice tells the checkpoint of its moment; the fold goes o
 equal what the fold gives, byte by byte: nothing is guessed because projectors go on committing.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
@@ -59,11 +58,12 @@ class GenerationCheck:
         """Compare these entries' documents and index members; `count` their members when they are judged."""
         expected = {row.entry: self._members(row) for row in rows}
         todo = {row.entry: row for row in rows}
+        by_index = _by_index(expected, list(todo))
         begun = self._refold.position
         for _ in range(LOOKS_MAX):
             before = self._refold.position
             asked = list(todo)
-            answer = await self._stored.documents(self._generation, asked, _by_index(expected, asked))
+            answer = await self._stored.documents(self._generation, asked, by_index)
             await self._fold_to(answer.checkpoint)
             if self._refold.position != before:
                 current = self._scratch.rows_of(asked)
@@ -81,7 +81,10 @@ class GenerationCheck:
             )
             unsettled = changed.keys() | open_entries
             owners = {
-                (index, member): entry for entry in asked for index, member in expected[entry] if entry not in unsettled
+                (index, member): entry
+                for entry in (asked if answer.wrong else ())
+                for index, member in expected[entry]
+                if entry not in unsettled
             }
             for index, member, score in answer.wrong:
                 entry = owners.get((index, member.decode()))
@@ -94,14 +97,14 @@ class GenerationCheck:
                 break
             todo = changed
             expected.update((entry, self._members(row)) for entry, row in changed.items())
+            by_index = _by_index(expected, list(todo))
         else:
             self.unjudged |= todo.keys()
         if count:
             if self._refold.position != begun:
                 current = self._scratch.rows_of(expected)
-                expected = {entry: self._members(row) for entry, row in current.items()}
-            counts: Counter[str] = Counter(index for found in expected.values() for index, _ in found)
-            self._scratch.count_members(counts)
+                by_index = _by_index({entry: self._members(row) for entry, row in current.items()}, list(current))
+            self._scratch.count_members({index: len(found) for index, found in by_index.items()})
             self._refold.counted_to = rows[-1].number
 
     def _compare(self, found: Mapping[str, bytes | None], rows: Mapping[str, Row]) -> None:

@@ -113,7 +113,8 @@ class Refold:
                 self.entries += 1
             self._step(state, known, read, committed=committed)
         self.feed = state.feed
-        self._count((row, state.entries.get(entry)) for entry, row in known.items())
+        if self.counted_to:
+            self._count((row, state.entries.get(entry)) for entry, row in known.items())
         self.scratch.store(
             Row(row.number, entry, render(document) if (document := state.entries.get(entry)) else None, row.record)
             for entry, row in known.items()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 from shared.errors import Corrupted
 from shared.keys import Keys
 from shared.position import Position
-from shared.redis import Redis, Script
+from shared.redis import Redis, Script, packed
 
 NAMES_PER_WALK = 500
 
@@ -138,10 +138,8 @@ class Stored:
 
     async def documents(self, generation: bytes, entries: Sequence[str], members: Mapping[str, Sequence[str]]) -> Slice:
         """Raises Flipped."""
-        # One argument for a thousand names: to encode each by itself costs more than all the rest. No name has a line end.
-        args = [self.keys.generation, "\n".join(entries)]
-        for index, found in members.items():
-            args += [index, "\n".join(found)]
+        # One argument for a thousand names: to encode each by itself costs more than all the rest.
+        args = (self.keys.generation, packed((entries, *members.items())))
         active, checkpoint, documents, wrong = await _documents(self._redis, (self.keys.active,), args)
         at = self._checkpoint(generation, active, checkpoint)
         triples = zip(wrong[::3], wrong[1::3], wrong[2::3], strict=True)
@@ -172,7 +170,7 @@ class Stored:
 
     async def records(self, entries: Sequence[str]) -> tuple[Position | None, list[bytes | None]]:
         """The entries' records, and the end of the stream at that moment."""
-        last, records = await _records(self._redis, (self.keys.log, self.keys.entries), entries)
+        last, records = await _records(self._redis, (self.keys.log, self.keys.entries), (packed(entries),))
         return _position(last) if last is not None else None, records
 
     async def every_record(self) -> AsyncIterator[bytes]:

@@ -36,7 +36,8 @@ class Mark(NamedTuple):
     def after(self, envelope: Envelope, n: int, *, changes: bool) -> "Mark":
         if changes:
             return Mark(n, n, envelope.command)
-        return self._replace(last=n) if self.command == envelope.command and self.last == n - 1 else self
+        same = self.last == n - 1 and self.command == envelope.command
+        return Mark(self.n, n, self.command) if same else self
 
     def __str__(self) -> str:
         return str(self.n) if self.n == self.last else f"{self.n} to {self.last}"
@@ -64,14 +65,14 @@ class Tally:
         self.version = self.version.after(envelope, position.n, changes=envelope.type in _OF_FEED)
         self.pins = self.pins.after(envelope, position.n, changes=envelope.type in _OF_PINS)
         match envelope.type:
-            case FeedOpened.__name__:
-                self.status = "open"
-            case FeedStatusChanged.__name__:
-                self.status = envelope.facts.get("status")
             case EntryPublished.__name__:
                 self.live += 1
             case EntryRetracted.__name__:
                 self.live -= 1
+            case FeedOpened.__name__:
+                self.status = "open"
+            case FeedStatusChanged.__name__:
+                self.status = envelope.facts.get("status")
             case EntryRedacted.__name__:
                 self.live_certain = self.live_certain and was_live is not None
                 self.live -= bool(was_live)

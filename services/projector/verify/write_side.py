@@ -52,8 +52,10 @@ class WriteSideCheck:
             self._progress(number)
 
     def _compare(self, entry: str, record: bytes | None, folded: str) -> None:
-        parts = [] if record is None else record.decode(errors="backslashreplace").split(" ")
-        wanted = folded.split(" ")
+        stored = "" if record is None else record.decode(errors="backslashreplace")
+        if stored == folded:
+            return
+        parts, wanted = stored.split(" "), folded.split(" ")
         if len(parts) != len(wanted) or any(b not in (a, UNKNOWN) for a, b in zip(parts, wanted, strict=True)):
             self.differences.add("entries", entry, stored=record, folded=folded)
 
