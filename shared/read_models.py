@@ -38,23 +38,16 @@ class ReadModel(NamedTuple):
     retracted: bool = False
 
 
-def _one(index: str, key: Callable[[Any], str], *, retracted: bool = False) -> ReadModel:
+def _live(index: str, key: Callable[[Entry], str], when: Callable[[Entry], bool] | None = None) -> ReadModel:
     only = (index,)
-    return ReadModel(index, lambda document: only, key, retracted)
-
-
-def _one_when(index: str, key: Callable[[Entry], str], when: Callable[[Entry], bool]) -> ReadModel:
-    only = (index,)
+    if when is None:
+        return ReadModel(index, lambda entry: only, key)
     return ReadModel(index, lambda entry: only if when(entry) else (), key)
 
 
-def _by_tag(name: str, when: Callable[[Entry], bool]) -> ReadModel:
+def _by_tag(name: str, when: Callable[[Entry], bool] = lambda entry: True) -> ReadModel:
     prefix = name + ":"
     return ReadModel(name, lambda entry: [prefix + tag for tag in entry.tags] if when(entry) else (), chronological_key)
-
-
-def _is_any(entry: Entry) -> bool:
-    return True
 
 
 def _is_key_event(entry: Entry) -> bool:
@@ -80,13 +73,13 @@ def _changed_key(document: Document) -> str:
 READ_MODELS: Mapping[str, ReadModel] = {
     model.name: model
     for model in (
-        _one("chronological", chronological_key),
-        _one_when("key_events", chronological_key, _is_key_event),
-        _one_when("pinned", _pinned_key, _is_pinned),
-        _by_tag("tag", _is_any),
+        _live("chronological", chronological_key),
+        _live("key_events", chronological_key, _is_key_event),
+        _live("pinned", _pinned_key, _is_pinned),
+        _by_tag("tag"),
         _by_tag("tag_key_events", _is_key_event),
-        _one("first_published", _first_key),
-        _one("changed", _changed_key, retracted=True),
+        _live("first_published", _first_key),
+        ReadModel("changed", lambda document: ("changed",), _changed_key, retracted=True),
     )
 }
 
