@@ -141,8 +141,17 @@ async def one_pass(url: str, name: str, feed: str) -> Figures:
     server = await server_cpu_seconds(redis) - server
     await Owner(redis, keys, feed).clear_away()
     await redis.aclose()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 * 1024 if sys.platform == "darwin" else 1024)
-    return Figures(seconds, cpu, server, peak)
+    return Figures(seconds, cpu, server, peak_mib())
+
+
+def peak_mib() -> float:
+    """This program's own; what getrusage gives on Linux begins at what its parent had when it was started."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    except OSError:
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
 async def measured(url: str, name: str, feed: str) -> Figures:
