@@ -25,6 +25,7 @@ from tests.integration.builders import (
     FIELDS,
     appending,
     checkpoint,
+    content,
     damaged,
     dump,
     encoded,
@@ -64,6 +65,17 @@ async def test_a_build_equals_the_live_generation_in_every_key_whatever_the_slic
     site = await owner.built(events_max=slice_events)
     assert site.generation != await owner.active()
     assert await owner.keys_of(site.generation) == await owner.keys_of(await owner.active())
+
+
+async def test_documents_and_members_of_any_length_and_script_are_built_byte_for_byte(redis: Redis, keys: Keys) -> None:
+    sizes = (1, 31, 32, 255, 256, 65_535, 65_536)
+    texts = [letter * size for letter in ("x", "é", "🥅") for size in sizes] + ["a\nb", "\u0000", '"\\']
+    events = [published(f"é{n}\n", content=content(text, tags=[text[:300]])) for n, text in enumerate(texts)]
+    owner = await an_owner(redis, keys, FEED, events)
+    await owner.ask()
+    site = await owner.built()
+    assert len((await owner.keys_of(site.generation))["documents"]) == len(texts)
+    assert await owner.keys_of(site.generation) == await owner.keys_of(1)
 
 
 async def test_a_build_whose_documents_are_cached_by_nobody_is_the_same(
