@@ -3,26 +3,36 @@
 import asyncio
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from services.cli.embedded import DataDir, EmbeddedServer, server_binary
-from shared.epochs import admission as admission_module
 from shared.epochs.admission import Admission
-from shared.keys import SHARDS, Keys
-from shared.redis import Redis, Script, check_installation, connect, run_pipeline
+from shared.keys import Keys
+from shared.redis import Redis, connect
 
-ADMIT = Script(admission_module.__file__, "admit.lua")
 SERVERS = ("valkey", "redis")
+
+
+# What admission writes for a server process, made once under this prefix and copied for each test: it takes ninety round trips.
+ADMITTED = "admitted"
 
 
 class RunningServer:
     """A server started once for the session, from a loop of its own: it outlives each test's loop."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, admitted: Sequence[bytes]) -> None:
         self.url = url
+        self._admitted = admitted
+
+    async def admit(self, redis: Redis, keys: Keys) -> None:
+        """The server is admitted under `keys`, as `Admission` would have it."""
+        pipeline = redis.pipeline(transaction=False)
+        for key in self._admitted:
+            pipeline.execute_command("COPY", key, key.replace(ADMITTED.encode(), keys.prefix.encode(), 1))
+        assert all(await pipeline.execute())
 
 
 @pytest.fixture(scope="session", params=SERVERS)
@@ -33,9 +43,17 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     loop = asyncio.new_event_loop()
     with DataDir.lock(tmp_path_factory.mktemp(request.param)) as data_dir:
         running = loop.run_until_complete(EmbeddedServer.start(data_dir, binary=Path(binary)))
-        yield RunningServer(running.url)
+        yield RunningServer(running.url, loop.run_until_complete(_admitted(running.url)))
         loop.run_until_complete(running.stop())
     loop.close()
+
+
+async def _admitted(url: str) -> list[bytes]:
+    client = connect(url)
+    await Admission(client, Keys(ADMITTED)).admit()
+    made = [key async for key in client.scan_iter(match=f"{ADMITTED}:*", count=1000)]
+    await client.aclose()
+    return made
 
 
 @pytest.fixture
@@ -46,14 +64,8 @@ async def redis(server: RunningServer) -> AsyncIterator[Redis]:
 
 
 @pytest.fixture
-async def keys(redis: Redis) -> Keys:
-    """Keys of the test's own, under which the server is admitted: as an admission does it that finds no feed, but at once."""
+async def keys(server: RunningServer, redis: Redis) -> Keys:
+    """Keys of the test's own, under which the server is admitted."""
     keys = Keys("t" + secrets.token_hex(6))
-    await check_installation(redis, keys)
-    facts = await Admission(redis, keys).facts()
-    pipeline = redis.pipeline(transaction=False)
-    for shard in range(SHARDS):
-        args = (facts.server, "", "", facts.kept, facts.replicas)
-        ADMIT.queue(pipeline, (keys.shard(shard).incarnation,), args)
-    assert await run_pipeline(redis, pipeline, (ADMIT,)) == [b"done"] * SHARDS
+    await server.admit(redis, keys)
     return keys
