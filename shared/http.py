@@ -22,7 +22,7 @@ from shared.errors import (
     Unavailable,
     UnsupportedMediaType,
 )
-from shared.lifecycle import FATAL
+from shared.listening import FATAL
 from shared.metrics import Metrics
 from shared.problems import RETRY_AFTER_SECONDS, STATUS, Internal, MethodNotAllowed, NoSuchPath, problem
 

@@ -26,7 +26,8 @@ from services.writer.service import Writer
 from shared.config import PREFIX, Config
 from shared.errors import Misconfigured
 from shared.http import application
-from shared.lifecycle import first_error, listen, serving
+from shared.lifecycle import first_error, serving
+from shared.listening import listen
 from shared.metrics import Metrics
 
 log = structlog.get_logger()

@@ -28,7 +28,8 @@ from shared.epochs.witness import Witness
 from shared.errors import Unavailable
 from shared.http import Check, application
 from shared.keys import SHARDS, Keys
-from shared.lifecycle import listen, run_until, serving
+from shared.lifecycle import run_until, serving
+from shared.listening import listen
 from shared.log import Log
 from shared.members import process_name
 from shared.metrics import Metrics

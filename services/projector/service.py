@@ -9,9 +9,8 @@ from services.projector.lease import TIME_TO_LIVE_SECONDS
 from services.projector.worker import BLOCK_SECONDS, Projector
 from shared.config import Config
 from shared.errors import Unavailable
-from shared.http import application
 from shared.keys import Keys
-from shared.lifecycle import listen, run_until, serving
+from shared.lifecycle import run_until, serving
 from shared.members import process_name
 from shared.metrics import Metrics
 from shared.redis import check_installation, connect, connect_for_blocking, needed_url
@@ -43,6 +42,10 @@ async def run(config: Config, stop: asyncio.Event, *, with_http: bool) -> None:
         log.info("projecting", owner=owner)
         parts = [projector.run()]
         if with_http:
+            # Here, not above: beside `up`, which answers for it, a projector starts without HTTP.
+            from shared.http import application
+            from shared.listening import listen
+
             parts.append(
                 listen(
                     application([], metrics=metrics, checks={"projector": check}),

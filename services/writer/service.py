@@ -17,7 +17,8 @@ from shared.epochs.witness import Witness
 from shared.errors import Misconfigured
 from shared.http import Check, application
 from shared.keys import Keys
-from shared.lifecycle import listen, run_until, serving
+from shared.lifecycle import run_until, serving
+from shared.listening import listen
 from shared.log import Log
 from shared.metrics import Metrics
 from shared.redis import check_installation, connect, needed_url

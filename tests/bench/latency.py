@@ -20,7 +20,7 @@ from aiohttp import web
 
 from services.cli.embedded import DataDir, EmbeddedServer
 from services.cli.up import TOKEN_FILE
-from shared.lifecycle import listen
+from shared.listening import listen
 from shared.redis import command, connect, connect_for_blocking
 from tests.bench.machine import quantile, spread
 

@@ -33,7 +33,8 @@ from services.writer.service import Writer
 from shared.config import Config
 from shared.http import application
 from shared.keys import Keys
-from shared.lifecycle import listen, run_until
+from shared.lifecycle import run_until
+from shared.listening import listen
 from shared.metrics import Metrics
 from shared.position import Position
 from shared.redis import Redis

@@ -53,6 +53,17 @@ def test_a_command_loads_nothing_of_what_it_does_not_do(arguments: list[str], un
     ] == []
 
 
+def test_a_projector_loads_no_http_before_it_is_asked_to_serve_any() -> None:
+    """`up` starts one at each start, and again whenever it ends."""
+    shown = "import sys, services.projector.service; print(*sys.modules)"
+    ended = subprocess.run(
+        [sys.executable, "-c", shown], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    loaded = set(ended.stdout.split())
+    assert "services.projector.worker" in loaded
+    assert loaded & {"aiohttp", "jinja2", "services.writer", "services.gateway"} == set()
+
+
 @pytest.mark.parametrize(("group", "places"), [(main, COMMANDS), (ops, VERBS)])
 def test_every_command_stands_at_its_place_under_its_name(group: click.Group, places: dict[str, str]) -> None:
     context = click.Context(group)

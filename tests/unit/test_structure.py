@@ -39,6 +39,7 @@ EDGES = {
     "http",
     "keys",
     "lifecycle",
+    "listening",
     "log",
     "logs",
     "members",

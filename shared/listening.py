@@ -1,0 +1,94 @@
+"""Listening: stop accepting, drain, close.
+
+Owns the listening socket and the requests under way; apart from `lifecycle`, so that a process without HTTP does not load it.
+What draining means for its work each service says itself.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from shared.errors import Misconfigured
+
+log = structlog.get_logger()
+
+# Set by a handler that found our own data broken: the process then stops, loudly.
+FATAL: web.AppKey[asyncio.Future[None]] = web.AppKey("fatal", asyncio.Future)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+async def listen(
+    app: web.Application,
+    *,
+    host: str,
+    port: int,
+    drain: Callable[[], Awaitable[None]] | None,
+    drain_seconds: float,
+    on_listening: Callable[[str], Awaitable[None]],
+) -> None:
+    """Serve `app` until cancelled or a handler fails for good; then stop accepting, drain, and close.
+
+    `drain` ends what would not end by itself, requests under way are finished, within `drain_seconds`.
+    `on_listening` is called with the address that was bound, once it accepts.
+    """
+    app[FATAL] = asyncio.get_running_loop().create_future()
+    under_way = _UnderWay()
+    app.middlewares.insert(0, under_way.middleware())
+    # A parked stream must notice that its reader went away; what draining leaves over is closed at once.
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.5)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port, backlog=4096)
+        try:
+            await site.start()
+        except OSError as error:
+            raise Misconfigured(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        bound = runner.addresses[0]
+        shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
+        try:
+            await on_listening(f"http://{shown}:{bound[1]}")
+            await app[FATAL]
+        finally:
+            under_way.draining = True
+            await site.stop()
+            try:
+                async with asyncio.timeout(drain_seconds):
+                    if drain is not None:
+                        await drain()
+                    await under_way.none.wait()
+            except TimeoutError:
+                log.warning("drain_incomplete", drain_seconds=drain_seconds, requests=under_way.count)
+    finally:
+        await runner.cleanup()
+
+
+class _UnderWay:
+    """Counts the requests that are being answered."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.draining = False
+        self.none = asyncio.Event()
+        self.none.set()
+
+    def middleware(self) -> Any:
+        @web.middleware
+        async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
+            self.count += 1
+            self.none.clear()
+            try:
+                response = await handler(request)
+                if self.draining and not response.prepared:
+                    # Tells the client to send nothing more on a connection that is about to close.
+                    response.force_close()
+                return response
+            finally:
+                self.count -= 1
+                if self.count == 0:
+                    self.none.set()
+
+        return count
