@@ -15,7 +15,7 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import aiohttp
+
+from tests.acceptance import forked
 
 Json: TypeAlias = dict[str, Any]
 Query: TypeAlias = Mapping[str, str | int] | Sequence[tuple[str, str | int]]
@@ -54,10 +56,12 @@ PAGE_FIELDS = fields_of("feed order position total pinned entries next unread")
 CHANGES_FIELDS = fields_of("feed position more feed_document documents")
 PROBLEM_FIELDS = fields_of("type title status detail request_id")
 
-START_SECONDS = 20.0
-STOP_SECONDS = 20.0
-REQUEST_SECONDS = 20.0
-FRAME_SECONDS = 8.0
+# How long is waited for what must come; generous, since nobody waits this long for what does.
+START_SECONDS = 30.0
+STOP_SECONDS = 30.0
+COMMAND_SECONDS = 60.0
+REQUEST_SECONDS = 30.0
+FRAME_SECONDS = 30.0
 
 
 # Positions, order, state ------------------------------------------------------------------------------------------
@@ -631,20 +635,14 @@ class Service:
     arguments: Sequence[str]
     log_path: Path
     environment: Mapping[str, str] = field(default_factory=clean_environment)
-    process: "subprocess.Popen[bytes] | None" = None
+    process: forked.Forked | None = None
 
     def start(self) -> "Service":
         assert self.process is None
-        with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "services.cli.main", *self.arguments],
-                cwd=REPOSITORY,
-                env=dict(self.environment),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                # A group of its own, which a test can signal as a terminal does.
-                start_new_session=True,
+        with self.log_path.open("ab") as log, Path(os.devnull).open("rb") as nothing:
+            # A group of its own, which a test can signal as a terminal does.
+            self.process = forked.start(
+                self.arguments, self.environment, stdin=nothing.fileno(), stdout=log.fileno(), stderr=log.fileno()
             )
         return self
 
@@ -683,6 +681,33 @@ class Service:
             return self.wait()
         finally:
             self.kill()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a command left: the exit code and what it printed."""
+
+    code: int
+    output: str
+    error: str
+
+
+def dateline(
+    *words: str, environment: Mapping[str, str], answer: str = "", timeout_seconds: float = COMMAND_SECONDS
+) -> Ended:
+    """Run a command of `dateline` to its end, with `answer` as its input."""
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as error:
+        given.write(answer.encode())
+        given.seek(0)
+        process = forked.start(words, environment, stdin=given.fileno(), stdout=output.fileno(), stderr=error.fileno())
+        try:
+            code = process.wait(timeout_seconds)
+        finally:
+            process.kill()
+            process.wait()
+        output.seek(0)
+        error.seek(0)
+        return Ended(code, output.read().decode(), error.read().decode())
 
 
 def descendants(pid: int) -> dict[int, str]:
@@ -761,9 +786,15 @@ class Installation:
         return ["up", "--data-dir", str(self.data_dir), "--port", str(self.port), *self.extra]
 
     def start(self) -> "Installation":
+        """Returns when it is ready and its projector, a process that starts after it, has taken the shards."""
+        log_bytes = self.log_path.stat().st_size if self.log_path.exists() else 0
         self.service = Service(self.arguments, self.log_path, clean_environment(**self.settings)).start()
         try:
             wait_ready(self.service, self.base_url)
+            deadline = time.monotonic() + START_SECONDS
+            while b"shards_changed" not in self.log_path.read_bytes()[log_bytes:]:
+                assert time.monotonic() < deadline, f"the projector takes no shard\n{self.service.output[-3000:]}"
+                time.sleep(0.02)
         except BaseException:
             self.kill()
             raise

@@ -13,7 +13,7 @@ import pytest
 
 from services.cli.client import DatelineClient
 from services.cli.demo.cuts import Relay
-from tests.acceptance.harness import Installation, Newsroom, clean_environment, eventually, free_port
+from tests.acceptance.harness import Installation, Newsroom, clean_environment, dateline, eventually, free_port
 
 VERB_SECONDS = 20.0
 LINE_SECONDS = 15.0
@@ -34,22 +34,15 @@ class Desk:
         self.environment = clean_environment(**{**own, **environment})
 
     async def type(self, *words: str, answer: str = "", code: int = 0) -> Ran:
-        process = await asyncio.create_subprocess_exec(
-            *dateline(*words),
-            env=self.environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        async with asyncio.timeout(VERB_SECONDS):
-            out, error = await process.communicate(answer.encode())
-        ran = Ran(out.decode())
-        ran.error, ran.code = error.decode(), process.returncode or 0
+        ended = await asyncio.to_thread(dateline, *words, environment=self.environment, answer=answer)
+        ran = Ran(ended.output)
+        ran.error, ran.code = ended.error, ended.code
         assert ran.code == code, f"{words} ended with {ran.code}\n{ran}\n{ran.error}"
         return ran
 
 
-def dateline(*words: str) -> list[str]:
+def from_nothing(*words: str) -> list[str]:
+    """The command line of a `dateline` that starts as users' do, for a test that reads its pipes."""
     return [sys.executable, "-m", "services.cli.main", *words]
 
 
@@ -249,7 +242,7 @@ class Tail:
 async def tailing(environment: Mapping[str, str], *words: str) -> AsyncIterator[Tail]:
     """Run it as on a pipe; it must end with 0 at Ctrl-C."""
     process = await asyncio.create_subprocess_exec(
-        *dateline("tail", *words), env=dict(environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        *from_nothing("tail", *words), env=dict(environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout is not None and process.stderr is not None
     tail = Tail(process)

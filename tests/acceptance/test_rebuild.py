@@ -8,6 +8,7 @@ import json
 import os
 import random
 import secrets
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -25,13 +26,14 @@ from tests.acceptance.harness import (
     Installation,
     Newsroom,
     clean_environment,
+    dateline,
     eventually,
     free_port,
     newsroom_at,
     number,
 )
 from tests.acceptance.killing import Apart, Desk, Follower, Reader, assert_each_write_once
-from tests.acceptance.test_newsroom_verbs import dateline
+from tests.acceptance.test_newsroom_verbs import from_nothing
 
 OPS_SECONDS = 60.0
 LONG_OPS_SECONDS = 900.0
@@ -51,26 +53,14 @@ async def newsroom(own: Installation) -> AsyncIterator[Newsroom]:
         yield newsroom
 
 
-async def ops(
-    *words: str, code: int = 0, command: list[str] | None = None, timeout_seconds: float = OPS_SECONDS
-) -> str:
+async def ops(*words: str, code: int = 0, timeout_seconds: float = OPS_SECONDS) -> str:
     """Standard output of an operator's verb, which must end with `code`."""
-    process = await asyncio.create_subprocess_exec(
-        *(command or dateline("ops")),
-        *words,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=clean_environment(COLUMNS="200"),
+    environment = clean_environment(COLUMNS="200")
+    ended = await asyncio.to_thread(
+        dateline, "ops", *words, environment=environment, timeout_seconds=timeout_seconds
     )
-    try:
-        async with asyncio.timeout(timeout_seconds):
-            out, errors = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode == code, f"{words} ended with {process.returncode}\n{out.decode()}\n{errors.decode()}"
-    return out.decode() if code == 0 else out.decode() + errors.decode()
+    assert ended.code == code, f"{words} ended with {ended}"
+    return ended.output if code == 0 else ended.output + ended.error
 
 
 async def shown(newsroom: Newsroom, feed: str, position: str) -> None:
@@ -144,7 +134,7 @@ async def test_ctrl_c_ends_the_watching_and_not_the_rebuild(
         position = (await newsroom.batch(feed_id, *commands))["position"]
     await shown(newsroom, feed_id, position)
     watching = await asyncio.create_subprocess_exec(
-        *dateline("ops", "rebuild", feed_id, "--throttle", "120", *of(own)),
+        *from_nothing("ops", "rebuild", feed_id, "--throttle", "120", *of(own)),
         stderr=asyncio.subprocess.PIPE,
         env=clean_environment(),
     )
@@ -411,9 +401,12 @@ async def test_a_read_model_is_added_by_one_line_and_a_rebuild_while_an_older_pr
                         lags.append(time.monotonic() - started)
 
                 writing = asyncio.create_task(write())
-                [build] = json.loads(await ops("ops", "rebuild", feed, "--json", *apart.ops_flags, command=newer))[
-                    "feeds"
-                ]
+                rebuild = [*newer, "ops", "rebuild", feed, "--json", *apart.ops_flags]
+                told = await asyncio.to_thread(
+                    subprocess.run, rebuild, env=clean_environment(), capture_output=True, timeout=OPS_SECONDS
+                )
+                assert told.returncode == 0, told
+                [build] = json.loads(told.stdout)["feeds"]
                 assert build["state"] == "flipped"
                 over.set()
                 await writing

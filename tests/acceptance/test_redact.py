@@ -13,7 +13,7 @@ from shared.keys import Keys
 from shared.members import Members
 from shared.redis import connect
 from tests.acceptance.harness import FoldedFeed, Installation, Newsroom, clean_environment, free_port, newsroom_at
-from tests.acceptance.test_newsroom_verbs import Desk, dateline
+from tests.acceptance.test_newsroom_verbs import Desk, from_nothing
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,10 @@ async def test_a_redaction_that_was_cut_short_is_finished_by_the_next(
 
 async def interrupted(own: Installation, words: list[str], *, patience_seconds: float) -> None:
     process = await asyncio.create_subprocess_exec(
-        *dateline(*words), env=clean_environment(), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+        *from_nothing(*words),
+        env=clean_environment(),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
     )
     try:
         async with asyncio.timeout(patience_seconds):

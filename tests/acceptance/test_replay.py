@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from tests.acceptance.harness import Installation, Newsroom, free_port, newsroom_at
-from tests.acceptance.test_newsroom_verbs import Desk, dateline
+from tests.acceptance.test_newsroom_verbs import Desk, from_nothing
 
 
 async def lines_of(newsroom: Newsroom, feed: str) -> list[bytes]:
@@ -59,7 +59,7 @@ async def test_a_replay_at_its_own_pace_takes_its_time_and_ends_cleanly_at_ctrl_
     await asyncio.sleep(0.6)
     await newsroom.publish(feed, "After a while", id="e1")
     process = await asyncio.create_subprocess_exec(
-        *dateline("ops", "replay", feed, "--speed", "0.01"),
+        *from_nothing("ops", "replay", feed, "--speed", "0.01"),
         env=Desk(installation).environment,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -86,7 +86,7 @@ async def test_a_replay_into_a_pipe_that_is_closed_ends_quietly(
     for _ in range(2):
         await newsroom.batch(feed, *commands)
         commands = [{**command, "id": f"{command['id']}-2"} for command in commands]
-    words = " ".join(dateline("ops", "replay", feed, "--fast"))
+    words = " ".join(from_nothing("ops", "replay", feed, "--fast"))
     process = await asyncio.create_subprocess_exec(
         *("bash", "-c", f"set -o pipefail; {words} | head -1"),
         env=Desk(installation).environment,

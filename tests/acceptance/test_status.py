@@ -6,11 +6,9 @@ What machines may rely on of `--json` is pinned here.
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -20,10 +18,11 @@ from shared.keys import Keys
 from shared.log import Log
 from shared.redis import check_installation, command, connect
 from tests.acceptance.harness import (
-    REPOSITORY,
+    Ended,
     Installation,
     RedisServer,
     clean_environment,
+    dateline,
     descendants,
     eventually,
     fields_of,
@@ -52,19 +51,13 @@ TOTALS_FIELDS = (
 )
 
 
-class Ended(NamedTuple):
-    code: int
-    output: str
-    error: str
-
-
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """An installation with one feed, `calm`, of one entry."""
     installation = Installation(tmp_path_factory.mktemp("status") / "data", free_port()).start()
     place = {"DATELINE_URL": installation.base_url, "DATELINE_DATA_DIR": str(installation.data_dir)}
     for words in (("open", "calm", "--title", "Calm"), ("publish", "calm", "It is on")):
-        ended = dateline(*words, **place)
+        ended = dateline(*words, environment=clean_environment(**place))
         assert ended.code == 0, ended.error
     yield installation
     for pid in projectors_of(installation) if installation.service else []:
@@ -73,19 +66,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
 
 
 def status(*words: str, **settings: str) -> Ended:
-    return dateline("ops", "status", *words, **settings)
-
-
-def dateline(*words: str, **settings: str) -> Ended:
-    ended = subprocess.run(
-        [sys.executable, "-m", "services.cli.main", *words],
-        cwd=REPOSITORY,
-        env=clean_environment(**settings),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    return Ended(ended.returncode, ended.stdout, ended.stderr)
+    return dateline("ops", "status", *words, environment=clean_environment(**settings))
 
 
 def read(own: Installation, *feeds: str) -> tuple[int, dict[str, Any]]:
@@ -256,7 +237,7 @@ async def test_a_quarantined_event_needs_somebody_on_a_running_and_on_a_stopped_
     assert read(own, "calm")[0] == 0
     # Given up, it stays out and needs nobody any more.
     given_up = ("quarantine", "discard", "torn", "1-2", "--reason", "sent twice", "--data-dir", str(own.data_dir))
-    ended = dateline("ops", *given_up)
+    ended = dateline("ops", *given_up, environment=clean_environment())
     assert ended.code == 0, ended.error
     code, found = read(own, "torn")
     assert (code, found["ok"], found["feeds"][0]["quarantine"]) == (0, True, {"open": 0, "discarded": 1})
