@@ -1,4 +1,4 @@
-"""The running product that acceptance tests talk to: one `dateline up` for the session, one client for each test.
+"""The running product that acceptance tests talk to: one `dateline up` for all of them, one client for each test.
 
 Tests that stop, kill or starve processes start their own through the harness.
 """
@@ -25,7 +25,8 @@ from tests.acceptance.harness import (
 )
 
 
-@pytest.fixture(scope="session")
+# Of the package, not the session: it works once a second even when nobody asks anything of it.
+@pytest.fixture(scope="package")
 def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     running = Installation(tmp_path_factory.mktemp("installation") / "data", free_port()).start()
     try:
@@ -36,7 +37,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
     assert running.stop() == 0, running.log_path.read_text(errors="replace")[-3000:]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def quiet_reader(installation: Installation) -> "QuietReader":
     feed = unique_feed_id("quiet")
     request = urllib.request.Request(
@@ -78,7 +79,7 @@ async def feed(newsroom: Newsroom, feed_id: str) -> str:
 
 
 class QuietReader(threading.Thread):
-    """Reads a stream on which nothing happens, from the session's first minute on, so that no test waits for a ping."""
+    """Reads a stream on which nothing happens, from the first test on, so that no test waits for a ping."""
 
     def __init__(self, port: int, feed: str, position: str) -> None:
         super().__init__(daemon=True)

