@@ -81,12 +81,14 @@ class Projector:
 
     def _follow_leases(self, group: asyncio.TaskGroup) -> None:
         held = self._leases.held
-        left = [number for number in self._shards if number not in held]
-        taken = {number: fence for number, fence in held.items() if number not in self._shards}
+        # One that was refused and taken again since the last look has an owner, but nobody who folds it.
+        unfolded = [number for number, task in self._tasks.items() if task.done() and number not in self._refused]
+        left = [number for number in self._shards if number not in held or number in unfolded]
         for number in left:
             del self._shards[number]
             self._cursors.pop(number, None)
             self._tasks.pop(number).cancel()
+        taken = {number: fence for number, fence in held.items() if number not in self._shards}
         for number in taken:
             self._shards[number] = shard = Shard(number)
             self._tasks[number] = group.create_task(self._fold_shard(shard))

@@ -16,6 +16,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from services.cli.embedded import DataDir, EmbeddedServer, server_binary
+from services.projector import lease as lease_module
 from services.projector import worker as worker_module
 from services.projector.shard import FEEDS_PER_ROUND_MAX
 from services.projector.worker import Projector
@@ -284,9 +285,10 @@ async def test_two_projectors_share_evenly_and_one_takes_over_within_5_seconds_w
             await projected(redis, keys, feed)
         orphaned = [feeds[shard] for shard in other.shards]
         await other.die()
+        assert lease_module.TIME_TO_LIVE_SECONDS + lease_module.RENEW_SECONDS < 5
         for feed in orphaned:
             await log.append(feed, appending_entry("after-the-death"))
-        await eventually(lambda: survivor.shards == list(range(SHARDS)), seconds=5.0)
+        await eventually(lambda: survivor.shards == list(range(SHARDS)))
         for feed in orphaned:
             await projected(redis, keys, feed)
 
@@ -301,7 +303,7 @@ async def test_a_projector_that_ends_lets_go_at_once(
         assert await command(redis, "HGET", keys.shard(shard).lease, "owner") == b""
     assert not await redis.exists(keys.projectors)
     async with projecting(server.url, keys, owner="p2") as second:
-        await eventually(lambda: len(second.shards) == SHARDS, seconds=1.0)
+        await eventually(lambda: len(second.shards) == SHARDS)
 
 
 def without_leases(keys: Keys, dumped: dict[str, Any]) -> dict[str, Any]:
@@ -382,7 +384,7 @@ async def test_a_shard_that_is_lost_during_a_sweep_is_not_listened_to_any_more(
         await eventually(folding.done)
         swept = asyncio.get_running_loop().time()
         proxy.go_on()
-        await eventually(lambda: asyncio.get_running_loop().time() > swept + 0.2 and projector.listens, seconds=2.0)
+        await eventually(lambda: asyncio.get_running_loop().time() > swept + 0.2 and projector.listens)
 
 
 # A log that it must leave, events that it cannot fold, damage that stops it
@@ -417,7 +419,8 @@ async def test_a_shard_with_something_of_a_newer_release_is_left_to_others(
 async def test_a_shard_that_was_left_is_tried_again_later(
     server: Any, redis: Redis, keys: Keys, log: Log, quick: pytest.MonkeyPatch
 ) -> None:
-    quick.setattr(worker_module, "REFUSED_SECONDS", 0.1)
+    # Over before the next look at the leases: it is lost and taken between two of them.
+    quick.setattr(worker_module, "REFUSED_SECONDS", 0.0)
     await a_feed(log)
     await log.append(FEED, appending(of_a_newer_release()))
     with capture_logs() as logs:
@@ -444,7 +447,7 @@ async def test_a_shard_that_is_left_while_its_lease_is_being_confirmed_is_left_a
         renewed = projector.last_renewal
         proxy.go_on()
         await eventually(lambda: projector.last_renewal > renewed)
-        await eventually(lambda: SHARD not in projector.shards, seconds=2.0)
+        await eventually(lambda: SHARD not in projector.shards)
         await eventually(lambda: is_free_for_a_newer_one(redis, keys))
 
 
