@@ -570,7 +570,7 @@ async def newsroom_at(base_url: str, token: str, *, write_url: str | None = None
 
 
 async def eventually(
-    condition: Callable[[], Any], *, timeout_seconds: float = 10.0, every_seconds: float = 0.05, what: str = ""
+    condition: Callable[[], Any], *, timeout_seconds: float = 30.0, every_seconds: float = 0.05, what: str = ""
 ) -> Any:
     """Await a coroutine function (or call a function) until it gives something true."""
     deadline = time.monotonic() + timeout_seconds

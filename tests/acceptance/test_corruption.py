@@ -42,7 +42,7 @@ async def test_a_writer_whose_log_does_not_end_where_its_head_says_stops(
     async with newsroom_at(own.base_url, own.token) as newsroom:
         answer = await newsroom.write("POST", f"/v1/feeds/{FEED}/entries", {"headline": "Second"})
     assert answer.status == 500
-    assert own.running.wait(timeout_seconds=20) == 1
+    assert own.running.wait() == 1
     assert "is not the last event of its log" in own.running.output
     assert Redis.from_url(server.url).xlen(Keys().feed(FEED).log) == 2
 
@@ -55,5 +55,5 @@ async def test_a_gateway_whose_index_names_a_missing_document_stops(own: Install
     assert answer.status == 500
     assert answer.json["type"] == "urn:dateline:problem:internal"
     assert "document" not in answer.json["detail"]
-    assert own.running.wait(timeout_seconds=20) == 1
+    assert own.running.wait() == 1
     assert "names an entry that has no document" in own.running.output

@@ -264,7 +264,7 @@ async def test_it_publishes_streams_survives_a_projector_and_drains(deployment: 
             # SIGKILL: nothing is handed over, the other one has to notice.
             dead, alive = deployment.named("projector")
             deployment.running[dead].signal(signal.SIGKILL)
-            assert await deployment.running[dead].ended(timeout_seconds=5) == -signal.SIGKILL
+            assert await deployment.running[dead].ended(timeout_seconds=30) == -signal.SIGKILL
             for feed in FEEDS:
                 await newsroom.publish(feed, "Power is out", id="second")
             for feed in FEEDS:
@@ -282,7 +282,7 @@ async def test_it_publishes_streams_survives_a_projector_and_drains(deployment: 
 async def assert_all_drain(deployment: Deployment, names: Sequence[str], stream: Stream) -> None:
     """SIGTERM to every service at once: readers are told, everybody ends well and in time, the log's server last."""
     services = [name for name in names if name != deployment.server.name]
-    told = asyncio.create_task(stream.to_the_end(timeout_seconds=20))
+    told = asyncio.create_task(stream.to_the_end())
     codes = await deployment.stop(*services)
     assert codes == dict.fromkeys(services, 0), "\n".join(deployment.running[name].tail() for name in services)
     last = (await told)[-1]

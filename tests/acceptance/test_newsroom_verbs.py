@@ -15,8 +15,8 @@ from services.cli.client import DatelineClient
 from services.cli.demo.cuts import Relay
 from tests.acceptance.harness import Installation, Newsroom, clean_environment, dateline, eventually, free_port
 
-VERB_SECONDS = 20.0
-LINE_SECONDS = 15.0
+VERB_SECONDS = 30.0
+LINE_SECONDS = 30.0
 
 
 class Ran(str):

@@ -65,7 +65,7 @@ async def test_a_replay_at_its_own_pace_takes_its_time_and_ends_cleanly_at_ctrl_
         stderr=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None and process.stderr is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         assert (await process.stdout.readline()).startswith("— ".encode())
         assert b"FeedOpened" in await process.stdout.readline()
         # A hundred times slower, half a second is a minute.
@@ -93,7 +93,7 @@ async def test_a_replay_into_a_pipe_that_is_closed_ends_quietly(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         out, error = await process.communicate()
     assert (process.returncode, error) == (0, b"")
     assert out.startswith("— ".encode())

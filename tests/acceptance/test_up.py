@@ -81,7 +81,7 @@ async def test_a_request_under_way_is_answered_after_sigterm_and_told_that_the_c
     own.running.signal(signal.SIGTERM)
     await eventually(lambda: "stopping" in own.running.output, what="up is stopping")
     writer.write(body[10:])
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         answer = await reader.read()
     writer.close()
     assert answer.startswith(b"HTTP/1.1 201 ")

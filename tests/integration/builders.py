@@ -264,7 +264,7 @@ async def project(redis: Redis, keys: Keys, feed: str) -> None:
 # Looking
 
 
-async def eventually(holds: Callable[[], Awaitable[bool]] | Callable[[], bool], *, seconds: float = 5.0) -> None:
+async def eventually(holds: Callable[[], Awaitable[bool]] | Callable[[], bool], *, seconds: float = 30.0) -> None:
     """Wait until `holds`; TimeoutError after `seconds`."""
     async with asyncio.timeout(seconds):
         while True:

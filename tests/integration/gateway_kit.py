@@ -42,7 +42,8 @@ from tests.integration.builders import desk_of
 
 TOKEN = "a-token-for-tests"
 SIGNED = {"Authorization": f"Bearer {TOKEN}"}
-PATIENCE_SECONDS = 8.0
+# How long is waited for what must come; generous, since nobody waits this long for what does.
+PATIENCE_SECONDS = 30.0
 
 Json = dict[str, Any]
 

@@ -55,7 +55,7 @@ class OwnServer:
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen([self.binary, *flags], stdout=log, stderr=log)
         client = self.client()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 try:
                     await command(client, "PING")
@@ -105,7 +105,7 @@ class OwnServer:
         await command(client, "REPLICAOF", "127.0.0.1", str(primary.port))
         # Its AOF is written anew after the copy; killed before, it comes back with nothing.
         wanted = (b"master_link_status:up", b"aof_rewrite_in_progress:0", b"aof_rewrite_scheduled:0")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 told = await self.info("replication", "persistence")
                 if all(fact in told for fact in wanted):

@@ -31,7 +31,7 @@ from tests.proxy import Act, Direction, Fault, Proxy
 FEED = "final"
 OF_APPEND = APPEND.sha.encode()
 # Long for a server on the same machine; each boundary of a drop or a stall waits for it in vain once.
-PATIENCE_SECONDS = 0.4
+PATIENCE_SECONDS = 0.6
 AT_ONCE = 24
 
 

@@ -585,6 +585,6 @@ async def test_a_redis_that_answers_nothing_is_unavailable_within_its_timeouts(
 
 
 async def eventually_ok(gateway: Running) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while (await gateway.get(ENTRIES)).status != 200:
             await asyncio.sleep(0.05)

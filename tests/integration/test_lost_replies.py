@@ -50,7 +50,7 @@ OF_LOOK = LOOK.sha.encode()
 OF_COMMIT = COMMIT.sha.encode()
 
 # Long for a server on the same machine, short for a test that waits for it in vain.
-PATIENCE_SECONDS = 0.15
+PATIENCE_SECONDS = 0.5
 FAR_AWAY = 10**9
 
 

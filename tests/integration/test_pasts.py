@@ -620,7 +620,7 @@ async def test_a_redaction_that_is_asked_for_everywhere_reaches_the_past(
     await redact(newsroom, "named")
     redactions = Redactions(redis, keys, Log(redis, keys))
     await redactions.ask_gateways(FEED, "named", token="t1")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not await redactions.confirmed(FEED, token="t1"):
             await asyncio.sleep(0.01)
     assert SECRET not in held(gateway.gateway._pasts._kept[FEED].past)

@@ -68,7 +68,7 @@ async def test_a_build_whose_owner_is_killed_on_the_wire_is_finished_by_the_next
         await command(redis, "DEL", keys.projectors)
         await append(Log(redis, keys), FEED, history(5, events=20))
         async with projecting(server.url, keys, owner="p2"):
-            await eventually(lambda: is_done(owner), seconds=10.0)
+            await eventually(lambda: is_done(owner))
             await eventually(lambda: at_head(redis, keys, FEED))
         active = await owner.active()
         assert await generation_of(redis, keys, FEED, active) == folded(FEED, await log_entries(redis, keys, FEED))

@@ -44,7 +44,7 @@ class Process:
             ],
             stdout=subprocess.DEVNULL,
         )
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not self.socket.exists():
             assert time.monotonic() < deadline and self.process.poll() is None, "the server does not start"
             time.sleep(0.01)
@@ -107,7 +107,7 @@ async def with_replica(started: list[Process], binary: Path, folder: Path, redis
         info = await redis.info("replication")
         return int(info["connected_slaves"]) == 1 and info["slave0"]["state"] == "online"
 
-    await eventually(follows, seconds=20)
+    await eventually(follows)
     return replica
 
 
@@ -164,7 +164,7 @@ async def test_a_replica_that_hangs_leaves_the_outcome_unknown_and_the_same_requ
         except Unavailable:
             return False
 
-    await eventually(acknowledged, seconds=20)
+    await eventually(acknowledged)
     assert await log_positions(redis, keys, FEED) == ["1-1", "1-2"]
 
 

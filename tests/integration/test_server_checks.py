@@ -34,7 +34,7 @@ def server(folder: Path, **settings: str) -> Iterator[str]:
 async def kept(url: str, promised: str) -> str:
     client = connect(url)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 try:
                     return (await check_server(client, durability=promised)).kept  # type: ignore[arg-type]  # parametrised
@@ -81,7 +81,7 @@ async def test_a_wrong_password_is_refused_and_not_waited_for(tmp_path: Path) ->
         await kept(url.replace("unix://", "unix://:right@"), "memory")
         client = connect(url.replace("unix://", "unix://:wrong@"))
         with pytest.raises(Misconfigured, match="does not let us in"):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await serving(lambda: check_installation(client, Keys()), asyncio.Event())
         await client.aclose()
 

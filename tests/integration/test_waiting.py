@@ -12,6 +12,7 @@ from shared.keys import Keys
 from shared.redis import Redis
 from tests.integration.conftest import RunningServer
 from tests.integration.gateway_kit import (
+    PATIENCE_SECONDS,
     SIGNED,
     Answer,
     Newsroom,
@@ -32,7 +33,9 @@ def newsroom(redis: Redis, keys: Keys) -> Newsroom:
 
 
 @pytest.fixture
-async def gateway(server: RunningServer, keys: Keys) -> AsyncIterator[Running]:
+async def gateway(server: RunningServer, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
+    """It waits for longer than it does: no step of a test comes too late, and who waits in vain is found out."""
+    monkeypatch.setattr(module, "WAIT_SECONDS", 2 * PATIENCE_SECONDS)
     async with running_gateway(server.url, keys) as running:
         yield running
         await eventually(lambda: not arrivals_of(running)._waiting, what="nobody waits")
@@ -62,13 +65,15 @@ async def test_a_read_waits_for_the_position_and_then_shows_it(newsroom: Newsroo
     assert b"Corrected" in answer.body or path == ""
 
 
-async def test_a_position_that_is_there_is_not_waited_for(newsroom: Newsroom, gateway: Running) -> None:
+async def test_a_position_that_is_there_is_not_waited_for(
+    newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK_SECONDS", 2 * PATIENCE_SECONDS)
     await newsroom.story(FEED, 2)
     for position in ("1-1", "1-2", "1-3"):
-        start = time.monotonic()
-        answer = await gateway.get(f"/v1/feeds/{FEED}/entries?min_position={position}")
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            answer = await gateway.get(f"/v1/feeds/{FEED}/entries?min_position={position}")
         assert answer.status == 200
-        assert time.monotonic() - start < module.LOOK_SECONDS
 
 
 async def test_a_commit_that_comes_short_of_the_position_does_not_end_the_wait(
@@ -88,13 +93,12 @@ async def test_a_commit_that_comes_short_of_the_position_does_not_end_the_wait(
 async def test_a_frame_wakes_it_before_the_next_look(
     newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LOOK_SECONDS", 60)
-    monkeypatch.setattr(module, "WAIT_SECONDS", 60)
+    monkeypatch.setattr(module, "LOOK_SECONDS", 2 * PATIENCE_SECONDS)
     await newsroom.story(FEED, 1)
     position = await newsroom.publish(FEED, "e2")
     task = await asked(gateway, f"/v1/feeds/{FEED}/entries?min_position={position}")
     await newsroom.commit(FEED)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         assert (await task).status == 200
 
 
@@ -103,7 +107,7 @@ async def test_the_look_finds_it_when_no_frame_comes(newsroom: Newsroom, gateway
     position = await newsroom.publish(FEED, "e2")
     task = await asked(gateway, f"/v1/feeds/{FEED}/entries?min_position={position}")
     await newsroom.commit(FEED, frames=False)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         assert (await task).status == 200
 
 
@@ -116,8 +120,9 @@ async def test_after_the_time_it_is_503_and_says_when_to_come_again(
     await newsroom.story(FEED, 1)
     position = await newsroom.publish(FEED, "e2")
     start = time.monotonic()
-    answer = await gateway.get(f"/v1/feeds/{FEED}{path}?min_position={position}")
-    assert 0.1 <= time.monotonic() - start < 1
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        answer = await gateway.get(f"/v1/feeds/{FEED}{path}?min_position={position}")
+    assert time.monotonic() - start >= 0.1
     assert answer.status == 503
     assert answer.json["type"] == "urn:dateline:problem:position-not-yet-readable"
     assert answer.headers["Retry-After"] == "1"
@@ -151,13 +156,12 @@ async def test_a_position_that_is_not_of_this_history_is_stale_at_once(
 ) -> None:
     await newsroom.story(FEED, 1)
     path = "changes" if name == "after" else "entries"
-    start = time.monotonic()
-    answer = await gateway.get(f"/v1/feeds/{FEED}/{path}?{name}={position}")
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        answer = await gateway.get(f"/v1/feeds/{FEED}/{path}?{name}={position}")
     assert answer.status == 410
     assert answer.json["type"] == "urn:dateline:problem:stale-position"
     assert answer.json["head"] == "1-2"
     assert answer.headers["Cache-Control"] == "no-store"
-    assert time.monotonic() - start < 1
 
 
 async def test_changes_after_a_position_ahead_of_the_read_models_waits_for_them(
@@ -223,25 +227,26 @@ async def test_who_leaves_while_waiting_leaves_nothing_behind(newsroom: Newsroom
     position = await newsroom.publish(FEED, "e2")
     task = await asked(gateway, f"/v1/feeds/{FEED}?min_position={position}")
     task.cancel()
-    await eventually(lambda: not arrivals_of(gateway)._waiting and not gateway.tasks(), seconds=1)
+    await eventually(lambda: not arrivals_of(gateway)._waiting and not gateway.tasks())
 
 
 async def test_a_moved_feed_wakes_those_who_wait_for_it_alone() -> None:
     arrivals = Arrivals()
-    one = asyncio.create_task(arrivals.wait("one", seconds=5))
-    two = asyncio.create_task(arrivals.wait("two", seconds=0.05))
+    one = asyncio.create_task(arrivals.wait("one", seconds=PATIENCE_SECONDS))
+    two = asyncio.create_task(arrivals.wait("two", seconds=PATIENCE_SECONDS))
     await eventually(lambda: len(arrivals._waiting) == 2)
     arrivals.moved("one")
     arrivals.moved("nobody")
     await one
     assert not two.done()
-    await two  # its time is over
+    arrivals.moved("two")
+    await two
     assert arrivals._waiting == {}
 
 
 async def test_one_whose_time_is_over_takes_nobody_with_it() -> None:
     arrivals = Arrivals()
-    patient = asyncio.create_task(arrivals.wait("feed", seconds=5))
+    patient = asyncio.create_task(arrivals.wait("feed", seconds=PATIENCE_SECONDS))
     await arrivals.wait("feed", seconds=0.01)
     assert not patient.done()
     arrivals.moved("feed")

@@ -50,7 +50,7 @@ from tests.deployment import (
 
 TOKEN = {"DATELINE_OPS_TOKEN": "ops-token-of-a-test"}
 SECRETS = {**TOKEN, "REDIS_PASSWORD": "password-of-a-test"}
-SERVER_SECONDS = 10.0
+SERVER_SECONDS = 30.0
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 README = (DEPLOY / "README.md").read_text(encoding="utf-8")
