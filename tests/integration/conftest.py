@@ -1,4 +1,9 @@
-"""Real servers for integration tests: the wheel's Valkey and, where it is installed, Redis; each test with keys of its own."""
+"""Real servers for integration tests: the wheel's Valkey and, where it is installed, Redis; each test with keys of its own.
+
+What meets the server runs on both kinds: every script in the tests that answer for it first (tests/mutations/table.py), streams
+that block, appends, leases. What only goes on with its answers, such as HTTP, sockets, clocks and the order of steps that
+scripts carry out, is marked `on_one_server`.
+"""
 
 import asyncio
 import secrets
@@ -35,7 +40,17 @@ class RunningServer:
         assert all(await pipeline.execute())
 
 
-@pytest.fixture(scope="session", params=SERVERS)
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "on_one_server: of no interest on the other kind of server")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "server" in metafunc.fixturenames:
+        one = metafunc.definition.get_closest_marker("on_one_server")
+        metafunc.parametrize("server", SERVERS[:1] if one else SERVERS, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     binary = server_binary() if request.param == "valkey" else shutil.which("redis-server")
     if binary is None:

@@ -47,8 +47,8 @@ PATIENCE_SECONDS = 30.0
 
 Json = dict[str, Any]
 
-# For what does not depend on the server: sockets, clocks, HTTP.
-on_one_server = pytest.mark.parametrize("server", ["valkey"], indirect=True)
+# See conftest for what may be.
+on_one_server = pytest.mark.on_one_server
 
 
 async def eventually(condition: Callable[[], object], *, seconds: float = PATIENCE_SECONDS, what: str = "") -> None:

@@ -26,7 +26,7 @@ from shared.events import (
     RetractionReason,
 )
 from shared.keys import Keys
-from shared.log import Appended, Log
+from shared.log import EVENTS_PER_APPEND_MAX, Appended, Log
 from shared.position import Position
 from shared.redis import Redis, Script, command
 from tests.integration.builders import (
@@ -83,8 +83,10 @@ def history(seed: int, *, events: int, entries: int = 8) -> list[Event | Encoded
 
 
 async def append(log: Log, feed: str, events: Iterable[Event | Encoded]) -> None:
-    for event in events:
-        assert isinstance(await log.append(feed, appending(event)), Appended)
+    waiting = list(events)
+    while waiting:
+        batch, waiting = waiting[:EVENTS_PER_APPEND_MAX], waiting[EVENTS_PER_APPEND_MAX:]
+        assert isinstance(await log.append(feed, appending(*batch)), Appended)
 
 
 class Owner(Projection):

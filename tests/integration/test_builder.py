@@ -31,8 +31,11 @@ from tests.integration.builders import (
     open_feed,
     published,
 )
+from tests.integration.gateway_kit import on_one_server
 from tests.integration.rebuild_kit import Owner, an_owner, append, history
 from tests.integration.test_projector import SHARD, projecting, quick
+
+pytestmark = on_one_server
 
 FEED = feed_in_shard(SHARD)
 

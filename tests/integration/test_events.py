@@ -20,6 +20,8 @@ from tests.integration.builders import encoded, log_entries
 from tests.integration.conftest import RunningServer
 from tests.integration.gateway_kit import SIGNED, Answer, Newsroom, Running, eventually, on_one_server, running_gateway
 
+pytestmark = on_one_server
+
 FEED = "story"
 EVENTS = f"/v1/feeds/{FEED}/events"
 
@@ -103,7 +105,6 @@ async def test_what_is_in_quarantine_is_in_the_log(
     assert positions(await events(gateway)) == ["1-1", "1-2"]
 
 
-@on_one_server
 async def test_whoever_may_not_read_the_log_is_told_so(newsroom: Newsroom, gateway: Running) -> None:
     await newsroom.story(FEED, 1)
     refused = await gateway.get(EVENTS)
@@ -117,7 +118,6 @@ async def test_whoever_may_not_read_the_log_is_told_so(newsroom: Newsroom, gatew
     assert (await gateway.send("POST", EVENTS)).status == 405
 
 
-@on_one_server
 async def test_a_min_position_is_waited_for(newsroom: Newsroom, gateway: Running) -> None:
     await newsroom.open(FEED)
     position = await newsroom.publish(FEED, "e1")
@@ -129,7 +129,6 @@ async def test_a_min_position_is_waited_for(newsroom: Newsroom, gateway: Running
     assert (await events(gateway, "min_position=2-1")).status == 410
 
 
-@on_one_server
 async def test_a_head_request_leaves_the_connection_good_for_the_next(newsroom: Newsroom, gateway: Running) -> None:
     await newsroom.story(FEED, 2)
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
@@ -146,7 +145,6 @@ async def test_a_head_request_leaves_the_connection_good_for_the_next(newsroom: 
     await writer.wait_closed()
 
 
-@on_one_server
 async def test_what_is_appended_while_the_log_is_given_is_the_next_requests(
     newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,7 +188,6 @@ class Watched:
         monkeypatch.setattr(Log, "read", read)
 
 
-@on_one_server
 async def test_a_reader_that_stalls_is_read_for_no_further_and_its_going_ends_the_reading(
     newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,7 +209,6 @@ async def test_a_reader_that_stalls_is_read_for_no_further_and_its_going_ends_th
     assert watched.events < 80
 
 
-@on_one_server
 async def test_a_reader_that_takes_nothing_for_too_long_is_cut_off(
     newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,7 +222,6 @@ async def test_a_reader_that_takes_nothing_for_too_long_is_cut_off(
             await response.read()
 
 
-@on_one_server
 async def test_an_answer_that_fails_half_way_is_broken_off_and_not_merely_short(
     newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,12 @@ def test_the_tests_that_answer_are_there() -> None:
     assert [name for name in sorted(named) if not (REPOSITORY / INTEGRATION / f"{name}.py").exists()] == []
 
 
+def test_whoever_answers_first_for_a_script_runs_on_both_kinds_of_server() -> None:
+    first = {tests[0].partition("::")[0] for tests in TESTS.values()}
+    texts = {name: (REPOSITORY / INTEGRATION / f"{name}.py").read_text(encoding="utf-8") for name in first}
+    assert [name for name, text in texts.items() if "pytestmark = on_one_server" in text] == []
+
+
 def test_what_is_called_equivalent_is_still_there_to_be_called_so() -> None:
     for name, reasons in EQUIVALENT.items():
         path = scripts()[name]

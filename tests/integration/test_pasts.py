@@ -37,6 +37,8 @@ from tests.integration.gateway_kit import (
 )
 from tests.integration.test_events import raise_epoch
 
+pytestmark = on_one_server
+
 FEED = "story"
 ENTRIES = f"/v1/feeds/{FEED}/entries"
 QUERIES = (
@@ -152,7 +154,6 @@ async def test_an_event_that_is_quarantined_later_changes_the_past(
     assert [entry["id"] for entry in (await past(gateway, "1-4"))["entries"]] == ["e3", "e1"]
 
 
-@on_one_server
 async def test_a_quarantine_that_changes_while_a_past_is_gathered_is_seen(
     newsroom: Newsroom, gateway: Running, redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,7 +170,6 @@ async def test_a_quarantine_that_changes_while_a_past_is_gathered_is_seen(
     assert (await past(gateway, "1-4"))["total"] == 2
 
 
-@on_one_server
 async def test_a_feed_whose_opening_is_in_quarantine_was_never_there(
     newsroom: Newsroom, gateway: Running, redis: Redis, keys: Keys
 ) -> None:
@@ -179,7 +179,6 @@ async def test_a_feed_whose_opening_is_in_quarantine_was_never_there(
     assert (answer.status, answer.json["type"]) == (404, "urn:dateline:problem:feed-not-found")
 
 
-@on_one_server
 async def test_a_log_of_a_newer_release_is_left_to_its_gateway(
     newsroom: Newsroom, gateway: Running, redis: Redis, keys: Keys
 ) -> None:
@@ -274,7 +273,6 @@ async def test_a_past_page_links_to_the_next_of_its_own_moment(newsroom: Newsroo
     assert following.json["pinned"] == [] and following.json["next"] is None
 
 
-@on_one_server
 async def test_what_is_asked_wrongly_is_named(newsroom: Newsroom, gateway: Running) -> None:
     await newsroom.story(FEED, 4)
     live = (await gateway.page(FEED, "limit=1"))["next"]
@@ -317,7 +315,6 @@ async def test_a_history_tells_each_event_of_its_entry(newsroom: Newsroom, gatew
     assert note["why"] == "a name" == note["document"]["correction"]["note"]
 
 
-@on_one_server
 async def test_a_long_history_comes_whole(newsroom: Newsroom, gateway: Running) -> None:
     await newsroom.story(FEED, 1)
     for _ in range(70):
@@ -336,7 +333,6 @@ def bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "EVENTS_PER_FILLING_MAX", 40)
 
 
-@on_one_server
 async def test_a_long_log_is_gathered_request_by_request(
     newsroom: Newsroom, gateway: Running, bounded: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,7 +365,6 @@ async def test_a_long_log_is_gathered_request_by_request(
     assert slices == [1], "only what is new is folded"
 
 
-@on_one_server
 async def test_all_who_ask_at_once_share_one_filling(
     newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -388,7 +383,6 @@ async def test_all_who_ask_at_once_share_one_filling(
     assert folded == 301
 
 
-@on_one_server
 async def test_one_who_goes_away_does_not_end_the_filling_of_the_others(
     newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -415,7 +409,6 @@ async def test_one_who_goes_away_does_not_end_the_filling_of_the_others(
     assert not filling.cancelled(), "the client tries a request again whose connection ended"
 
 
-@on_one_server
 async def test_whoever_asks_while_the_log_grows_is_not_turned_away(
     newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -440,7 +433,6 @@ async def test_whoever_asks_while_the_log_grows_is_not_turned_away(
     assert [page["total"] for page in await asyncio.gather(*asking)] == [1, 4, 5, 6]
 
 
-@on_one_server
 async def test_the_least_recently_asked_past_makes_room(
     newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -462,7 +454,6 @@ async def test_the_least_recently_asked_past_makes_room(
     assert not pasts._kept
 
 
-@on_one_server
 async def test_a_file_that_fails_is_dropped_and_filled_anew(
     newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -479,7 +470,6 @@ async def test_a_file_that_fails_is_dropped_and_filled_anew(
     assert (await past(gateway, "1-2"))["total"] == 1
 
 
-@on_one_server
 async def test_folding_a_long_log_leaves_the_loop_to_others(
     newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -543,7 +533,6 @@ async def test_a_redacted_entry_is_in_no_page_and_its_history_keeps_who_and_when
     assert SECRET not in json.dumps(events)
 
 
-@on_one_server
 async def test_what_a_gateway_is_told_to_forget_is_gone_from_its_file_when_it_says_so(
     newsroom: Newsroom, gateway: Running
 ) -> None:
@@ -560,7 +549,6 @@ async def test_what_a_gateway_is_told_to_forget_is_gone_from_its_file_when_it_sa
     assert not pasts._kept
 
 
-@on_one_server
 async def test_what_was_read_before_it_was_to_be_forgotten_does_not_come_after(
     newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -595,7 +583,6 @@ async def test_what_was_read_before_it_was_to_be_forgotten_does_not_come_after(
     assert SECRET not in json.dumps(await past(gateway, "1-4"))
 
 
-@on_one_server
 async def test_a_past_that_is_dropped_while_it_is_asked_is_closed_by_whoever_leaves_last(
     newsroom: Newsroom, gateway: Running
 ) -> None:
@@ -610,7 +597,6 @@ async def test_a_past_that_is_dropped_while_it_is_asked_is_closed_by_whoever_lea
     assert held.closed
 
 
-@on_one_server
 async def test_a_redaction_that_is_asked_for_everywhere_reaches_the_past(
     newsroom: Newsroom, gateway: Running, keys: Keys, redis: Redis
 ) -> None:

@@ -13,6 +13,8 @@ from tests.integration.builders import eventually
 from tests.integration.conftest import RunningServer
 from tests.integration.gateway_kit import Newsroom, Running, on_one_server, running_gateway
 
+pytestmark = on_one_server
+
 SECRET = "a name that no one may print"
 
 
@@ -23,7 +25,6 @@ def held(running: Running, feed: str) -> bytes:
     return b"".join(ready.data for ready in [*kept, *followed.backlog])
 
 
-@on_one_server
 async def test_a_gateway_drops_its_frames_confirms_and_brings_readers_up_from_the_read_models(
     server: RunningServer, redis: Redis, keys: Keys
 ) -> None:
@@ -61,7 +62,6 @@ async def test_a_gateway_drops_its_frames_confirms_and_brings_readers_up_from_th
     assert await Members(redis, keys.gateways).alive() == [], "one that has ended is none to wait for"
 
 
-@on_one_server
 async def test_frames_that_wait_while_a_gap_is_mended_are_dropped_too_and_no_position_is_lost(
     server: RunningServer, redis: Redis, keys: Keys
 ) -> None:

@@ -36,6 +36,8 @@ from tests.integration.gateway_kit import (
     running_gateway,
 )
 
+pytestmark = on_one_server
+
 FEED = "story"
 STREAM = f"/v1/feeds/{FEED}/stream"
 SMALL_WINDOW = 4096
@@ -204,7 +206,6 @@ async def test_a_reader_that_stops_reading_delays_nobody(newsroom: Newsroom, gat
     stuck.cut()
 
 
-@on_one_server
 async def test_what_waits_for_a_stuck_reader_is_bounded(newsroom: Newsroom, gateway: Running) -> None:
     """Some kernel buffers and one frame: a hundred frames and a hundred more make no difference."""
     await newsroom.story(FEED)
@@ -261,7 +262,6 @@ async def test_a_reader_that_is_a_little_behind_is_brought_up_by_the_ring(newsro
     stream.close()
 
 
-@on_one_server
 async def test_a_slow_reader_never_gets_more_than_a_chunk_ahead_of_what_it_reads(
     newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,7 +280,6 @@ async def test_a_slow_reader_never_gets_more_than_a_chunk_ahead_of_what_it_reads
     stream.close()
 
 
-@on_one_server
 async def test_a_reader_of_many_feeds_that_does_not_read_is_owed_one_beginning_at_most(
     newsroom: Newsroom, gateway: Running
 ) -> None:
@@ -409,7 +408,6 @@ async def test_a_large_feed_document_arrives_whole(newsroom: Newsroom, gateway: 
         assert (event.kind, event.n, len(event.data["summary"])) == ("feed", 3, 5_000)
 
 
-@on_one_server
 async def test_a_frame_that_the_read_models_do_not_hold_is_dropped_and_not_asked_for_again_and_again(
     newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -485,7 +483,6 @@ async def test_a_gap_that_cannot_be_mended_now_is_mended_later(
         assert not failures
 
 
-@on_one_server
 @pytest.mark.parametrize("error", [Unavailable("down"), RuntimeError("a bug")], ids=["unavailable", "a bug"])
 async def test_a_reader_that_cannot_be_brought_up_is_sent_away_and_not_kept_with_pings(
     newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -600,7 +597,6 @@ async def test_a_private_feed_that_is_public_again_shows_only_what_it_is_now(
 # The end
 
 
-@on_one_server
 async def test_a_reader_that_was_ended_in_the_middle_of_its_beginning_fails_nothing(
     newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -649,7 +645,6 @@ async def test_a_draining_gateway_refuses_inside_a_200(newsroom: Newsroom, gatew
         assert events[1].data["reason"] == "draining"
 
 
-@on_one_server
 async def test_readers_that_take_nothing_do_not_hold_up_the_end(
     newsroom: Newsroom, server: RunningServer, keys: Keys
 ) -> None:
@@ -671,7 +666,6 @@ async def test_readers_that_take_nothing_do_not_hold_up_the_end(
     beginning.close()
 
 
-@on_one_server
 async def test_a_reader_that_does_not_take_its_goodbye_is_cut_off(
     newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -701,7 +695,6 @@ async def test_nothing_is_left_of_readers_that_came_and_went(newsroom: Newsroom,
 # Time
 
 
-@on_one_server
 async def test_pings_come_and_a_reader_that_takes_them_is_not_judged(
     newsroom: Newsroom, server: RunningServer, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -738,7 +731,6 @@ class FakeConnection:
         self.aborted = True
 
 
-@on_one_server
 @pytest.mark.parametrize("platform_tells", [True, False])
 async def test_a_reader_is_given_up_only_when_acknowledged_bytes_stand_still(
     gateway: Running, platform_tells: bool
@@ -758,7 +750,6 @@ async def test_a_reader_is_given_up_only_when_acknowledged_bytes_stand_still(
         assert stalled(reader, 1_600.0)
 
 
-@on_one_server
 async def test_a_stuck_reader_is_given_up_and_a_slow_one_is_kept(
     newsroom: Newsroom, server: RunningServer, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,9 +20,12 @@ from tests.integration.builders import (
     generation_of,
     log_entries,
 )
+from tests.integration.gateway_kit import on_one_server
 from tests.integration.rebuild_kit import BEGIN, BUILD, FLIP, REST, RETIRE, Owner, an_owner, append, history
 from tests.integration.test_projector import SHARD, at_head, projecting, quick, without_leases
 from tests.proxy import Direction, Proxy
+
+pytestmark = on_one_server
 
 __all__ = ["quick"]
 

@@ -15,6 +15,7 @@ from services.writer.promises import Promises
 from shared import durability
 from shared.config import Config
 from shared.durability import Durability
+from shared.epochs.admission import Admission
 from shared.errors import Malformed, Misconfigured, OutcomeUnknown, Unavailable
 from shared.keys import Keys
 from shared.redis import Redis, connect, means_of
@@ -98,6 +99,13 @@ async def redis(started: list[Process], binary: Path, tmp_path: Path) -> AsyncIt
     client = connect(start(started, binary, tmp_path / "m", *ALWAYS).url)
     yield client
     await client.aclose()
+
+
+@pytest.fixture
+async def keys(redis: Redis) -> Keys:
+    keys = Keys("t")
+    await Admission(redis, keys).admit()
+    return keys
 
 
 async def with_replica(started: list[Process], binary: Path, folder: Path, redis: Redis) -> Process:

@@ -18,8 +18,11 @@ from tests.integration.gateway_kit import (
     Running,
     Stream,
     assert_equals_page,
+    on_one_server,
     running_gateway,
 )
+
+pytestmark = on_one_server
 
 FEED = "story"
 OTHER = "other"

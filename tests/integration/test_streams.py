@@ -28,6 +28,8 @@ from tests.integration.gateway_kit import (
     running_gateway,
 )
 
+pytestmark = on_one_server
+
 FEED = "story"
 STREAM = f"/v1/feeds/{FEED}/stream"
 
@@ -130,7 +132,6 @@ async def test_a_difference_holds_the_feed_document_where_it_changed(
         ("%E2%80%A8", "position"),
     ],
 )
-@on_one_server
 async def test_an_id_that_is_no_position_of_this_log_resets_with_a_snapshot(
     newsroom: Newsroom, gateway: Running, last: str, reason: str
 ) -> None:
@@ -436,7 +437,6 @@ async def test_resets_come_for_the_feeds_that_need_them_alone(newsroom: Newsroom
         assert events[1].data == {"feed": "beta", "reason": "position"}
 
 
-@on_one_server
 @pytest.mark.parametrize(
     "last", ["1-2", "alpha", "alpha:1-2;beta:1-2", "alpha:", ":", ",", ":1-2", "Alpha:1-2", "alpha:1-2,", "alpha:x"]
 )
@@ -472,7 +472,6 @@ async def test_a_stream_waits_for_min_position_and_then_shows_it(newsroom: Newsr
         assert snapshot.n >= position.n
 
 
-@on_one_server
 async def test_a_stream_that_waited_in_vain_says_bye_inside_a_200(
     newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -655,7 +654,6 @@ async def test_a_stream_on_a_connection_that_was_used_before_works(newsroom: New
     ],
     ids=["a second request", "garbage", "many requests", "a flood"],
 )
-@on_one_server
 async def test_what_comes_behind_the_request_is_never_answered_into_the_stream(
     newsroom: Newsroom, gateway: Running, after: bytes
 ) -> None:
@@ -687,7 +685,6 @@ async def test_a_client_that_half_closes_leaves_nothing_behind(newsroom: Newsroo
         await gateway.at_rest()
 
 
-@on_one_server
 async def test_a_body_behind_a_stream_request_is_discarded_and_its_end_is_noticed(
     newsroom: Newsroom, gateway: Running
 ) -> None:

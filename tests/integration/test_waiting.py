@@ -23,6 +23,8 @@ from tests.integration.gateway_kit import (
     running_gateway,
 )
 
+pytestmark = on_one_server
+
 FEED = "story"
 READS = ["", "/entries", "/entries/e1", "/changes"]
 
@@ -111,7 +113,6 @@ async def test_the_look_finds_it_when_no_frame_comes(newsroom: Newsroom, gateway
         assert (await task).status == 200
 
 
-@on_one_server
 @pytest.mark.parametrize("path", READS)
 async def test_after_the_time_it_is_503_and_says_when_to_come_again(
     newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch, path: str
@@ -148,7 +149,6 @@ async def test_an_entry_that_is_not_known_yet_is_waited_for(newsroom: Newsroom, 
     assert (await task).json["position"] == str(position)
 
 
-@on_one_server
 @pytest.mark.parametrize("position", ["1-3", "2-1", "2-2", "1-" + "9" * 18, "9" * 18 + "-1"])
 @pytest.mark.parametrize("name", ["min_position", "after", "unread_since"])
 async def test_a_position_that_is_not_of_this_history_is_stale_at_once(
@@ -177,7 +177,6 @@ async def test_changes_after_a_position_ahead_of_the_read_models_waits_for_them(
     assert (answer["position"], answer["documents"]) == (str(position), [])
 
 
-@on_one_server
 async def test_a_private_feed_and_no_feed_at_all_look_the_same_to_those_who_wait(
     newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
