@@ -56,9 +56,7 @@ async def newsroom(own: Installation) -> AsyncIterator[Newsroom]:
 async def ops(*words: str, code: int = 0, timeout_seconds: float = OPS_SECONDS) -> str:
     """Standard output of an operator's verb, which must end with `code`."""
     environment = clean_environment(COLUMNS="200")
-    ended = await asyncio.to_thread(
-        dateline, "ops", *words, environment=environment, timeout_seconds=timeout_seconds
-    )
+    ended = await asyncio.to_thread(dateline, "ops", *words, environment=environment, timeout_seconds=timeout_seconds)
     assert ended.code == code, f"{words} ended with {ended}"
     return ended.output if code == 0 else ended.output + ended.error
 

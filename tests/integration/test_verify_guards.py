@@ -84,6 +84,10 @@ async def test_the_moment_of_a_feed_says_what_stands_and_what_does_not(written: 
     )
 
 
+async def test_of_no_entries_only_the_end_of_the_log_is_told(written: Stored) -> None:
+    assert await written.records([]) == (Position(2, 2), [])
+
+
 async def test_the_moment_of_a_feed_that_is_not_there_is_of_nothing(redis: Redis, keys: Keys, stored: Stored) -> None:
     assert await stored.moment() == NOTHING
     await command(redis, "SET", keys.feed(FEED).active, 3)

@@ -137,7 +137,7 @@ class Stored:
         )
 
     async def documents(self, generation: bytes, entries: Sequence[str], members: Mapping[str, Sequence[str]]) -> Slice:
-        """Raises Flipped."""
+        """Of one entry at least. Raises Flipped."""
         # One argument for a thousand names: to encode each by itself costs more than all the rest.
         args = (self.keys.generation, packed((entries, *members.items())))
         active, checkpoint, documents, wrong = await _documents(self._redis, (self.keys.active,), args)
