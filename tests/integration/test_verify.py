@@ -329,6 +329,7 @@ DAMAGES: Mapping[str, tuple[Damage, tuple[str, str]]] = {
     "another activity": (another_activity, ("feeds", "activity")),
     "a content removed without a redaction": (log_with(changing(3, content=b"")), ("content", "1-3")),
     "a content of another digest": (log_with(changing(3, content=b"{}")), ("quarantine", "1-3")),
+    "a content where an event has none": (log_with(changing(16, content=b"x")), ("content", "1-16")),
     "an instant that runs backwards": (log_with(changing(9, recorded_at=b"1000")), ("recorded_at", "1-9")),
     "an event missing": (log_with(without(9)), ("log", FEED)),
     "the log's end missing": (log_with(without(26)), ("checkpoint", "generation")),

@@ -74,6 +74,8 @@ class Soundness:
     def _check_content(self, entry: StreamEntry, position: Position, envelope: Envelope, touched: str | None) -> None:
         if envelope.digest is not None and entry.fields[b"content"] == b"":
             self._scratch.take(position, digest=envelope.digest, entry=touched)
+        elif envelope.digest is None and entry.fields[b"content"]:
+            self.differences.add("content", position, stored=entry.fields[b"content"], folded=None)
         if envelope.type == EntryRedacted.__name__:
             try:
                 removed = msgspec.convert(envelope.facts.get("removed"), list[Removed])
