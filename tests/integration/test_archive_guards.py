@@ -164,8 +164,10 @@ async def test_nothing_staged_makes_no_feed(redis: Redis, keys: Keys) -> None:
 
 async def test_the_doorbell_of_restored_feeds_is_capped(redis: Redis, keys: Keys) -> None:
     doorbell = keys.shard(keys.shard_of(FEED)).doorbell
+    pipeline = redis.pipeline(transaction=False)
     for _ in range(1500):
-        await command(redis, "XADD", doorbell, "*", "feed", FEED)
+        pipeline.execute_command("XADD", doorbell, "*", "feed", FEED)
+    await pipeline.execute()
     await stage(redis, keys)
     assert await make(redis, keys) == b"restored"
     assert await command(redis, "XLEN", doorbell) < 1500
