@@ -2,6 +2,9 @@
 
 Owns the place's URL, writes that are read back, deletions that are looked after, and replacing an object only where it still
 is the one that was read. What the objects mean is `archives`'.
+
+The library's blocking calls, each in a thread of Python's: its own asynchronous ones end on threads of the library, and one that
+comes for the interpreter while that ends aborts the process.
 """
 
 import asyncio
@@ -77,18 +80,18 @@ class Objects:
             if store is None:
                 return None
             try:
-                found = await obstore.get_async(store, name)
-                data = bytes(await found.bytes_async())
+                data, e_tag = await asyncio.to_thread(_get, store, name)
             except FileNotFoundError:
                 return None
             # A folder's tags are made of times and sizes; the bytes themselves tell better.
-            tag = _sha256(data) if self._folder else found.meta["e_tag"] or ""
-            return Held(data, tag)
+            return Held(data, _sha256(data) if self._folder else e_tag)
 
     async def put(self, name: str, data: bytes) -> None:
         """Write an object and read it back; Corrupted when it does not come back as it was written."""
         async with _reaching(self.url):
-            await obstore.put_async(self._opened(make=True), name, data, use_multipart=False)  # type: ignore[arg-type]  # made
+            store = self._opened(make=True)
+            assert store is not None  # noqa: S101  made
+            await asyncio.to_thread(obstore.put, store, name, data, use_multipart=False)
             await self._sync(name)
         await self._read_back(name, data)
 
@@ -107,7 +110,7 @@ class Objects:
             store = self._opened()
             if store is not None:
                 try:
-                    await obstore.delete_async(store, name)
+                    await asyncio.to_thread(obstore.delete, store, name)
                 except FileNotFoundError:
                     return
         if await self.get(name) is not None:
@@ -119,7 +122,7 @@ class Objects:
             store = self._opened()
             if store is None:
                 return []
-            return [meta["path"] async for page in obstore.list(store, f"{folder}/") for meta in page]
+            return await asyncio.to_thread(_names, store, f"{folder}/")
 
     async def folders(self) -> list[str]:
         """The names of the folders that objects lie in."""
@@ -127,7 +130,7 @@ class Objects:
             store = self._opened()
             if store is None:
                 return []
-            found = await obstore.list_with_delimiter_async(store)
+            found = await asyncio.to_thread(obstore.list_with_delimiter, store)
             return sorted(prefix.strip("/") for prefix in found["common_prefixes"])
 
     def _opened(self, *, make: bool = False) -> LocalStore | S3Store | None:
@@ -148,9 +151,9 @@ class Objects:
         assert store is not None  # noqa: S101  an S3 store is open from the start
         try:
             if expected is None:
-                await obstore.put_async(store, name, data, mode="create")
+                await asyncio.to_thread(obstore.put, store, name, data, mode="create")
             else:
-                await obstore.put_async(store, name, data, mode={"e_tag": expected.tag})
+                await asyncio.to_thread(obstore.put, store, name, data, mode={"e_tag": expected.tag})
         except (AlreadyExistsError, PreconditionError) as error:
             # Our own write, sent again by the library after a lost answer, finds itself.
             found = await self.get(name)
@@ -175,6 +178,16 @@ class Objects:
         """A folder's object is on the disk, or a trim would rest on what a power cut can take away."""
         if self._folder:
             await asyncio.to_thread(_sync_file, self._folder / name)
+
+
+def _get(store: LocalStore | S3Store, name: str) -> tuple[bytes, str]:
+    """An object and the store's tag of it."""
+    found = obstore.get(store, name)
+    return bytes(found.bytes()), found.meta["e_tag"] or ""
+
+
+def _names(store: LocalStore | S3Store, prefix: str) -> list[str]:
+    return [meta["path"] for page in obstore.list(store, prefix) for meta in page]
 
 
 @asynccontextmanager

@@ -300,7 +300,11 @@ async def test_a_signal_drains_streams_and_ends_with_0(own: Installation, sign: 
         own.kill()
         own.start()
         async with newsroom_at(own.base_url, own.token) as newsroom:
-            assert set(acknowledged) <= set(ids(await newsroom.walk("other")))
+
+            async def shown() -> bool:
+                return set(acknowledged) <= set(ids(await newsroom.walk("other")))
+
+            await eventually(shown, what="what was acknowledged last is projected too")
 
 
 async def test_a_second_up_on_the_same_data_refuses(installation: Installation, tmp_path: Path) -> None:

@@ -101,3 +101,15 @@ def test_every_script_stands_beside_a_module_that_calls_it() -> None:
         assert len(callers) == 1, script
         text = script.read_text(encoding="utf-8")
         assert "-- KEYS" in text and "ARGV" in text, script
+
+
+def test_no_thread_of_the_object_stores_library_comes_for_an_interpreter_that_ends() -> None:
+    """Its asynchronous calls do, and abort the process; see `shared/archive/objects.py`."""
+    files = [*(ROOT / "services").rglob("*.py"), *(ROOT / "shared").rglob("*.py")]
+    named = {
+        (file.name, node.attr)
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "obstore"
+    }
+    assert named and [pair for pair in named if pair[1].endswith("_async")] == []
