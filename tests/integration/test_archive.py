@@ -38,7 +38,10 @@ from tests.integration.builders import (
     remove_archived,
     request,
 )
+from tests.integration.gateway_kit import on_one_server
 from tests.s3 import S3, environment, s3_server
+
+pytestmark = on_one_server
 
 FEED = "final"
 

@@ -67,6 +67,9 @@ from tests.integration.builders import (
     revising,
     unpinning,
 )
+from tests.integration.gateway_kit import on_one_server
+
+pytestmark = on_one_server
 
 FEED = "final"
 PINS_MAX = 10

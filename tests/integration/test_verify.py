@@ -52,6 +52,9 @@ from tests.integration.builders import (
     revising,
     unpinning,
 )
+from tests.integration.gateway_kit import on_one_server
+
+pytestmark = on_one_server
 
 FEED = "final"
 SKIPPED = "1-25"
