@@ -22,4 +22,4 @@ for _, event in ipairs(found) do
   last, copied = event[1], copied + 1
   if bytes > tonumber(ARGV[4]) then break end
 end
-return {last, (copied < #found or #found == tonumber(ARGV[3])) and 1 or 0}
+return {last, copied < #found or #found == tonumber(ARGV[3])}

@@ -87,3 +87,14 @@ async def test_a_frame_that_names_no_position_stays_as_it_is(redis: Redis, keys:
     before = await command(redis, "XRANGE", frames, "-", "+")
     assert await redactions.empty_frames(FEED, [Position(1, 3)]) == 0
     assert await command(redis, "XRANGE", frames, "-", "+") == before
+
+
+async def test_what_a_run_that_broke_off_left_of_new_frames_does_not_come_among_them(redis: Redis, keys: Keys) -> None:
+    """A script that runs out of memory half way does not roll back."""
+    redactions = await a_feed(redis, keys)
+    shard = keys.shard(keys.shard_of(FEED))
+    await command(redis, "XADD", shard.frames_rewrite, "1-1", "f", "left", "p", "1-1", "d", "over")
+    await command(redis, "XADD", shard.frames, "2-1", "f", FEED, "p", "1-3", "d", "content")
+    assert await redactions.empty_frames(FEED, [Position(1, 3)]) == 1
+    assert [frame[0] for frame in await command(redis, "XRANGE", shard.frames, "-", "+")] == [b"2-1"]
+    assert not await command(redis, "EXISTS", shard.frames_rewrite)

@@ -61,9 +61,6 @@ EQUIVALENT: Mapping[str, Mapping[str, str]] = {
     "commit.lua": {
         "always: if ARGV[4] == '1'": "later commits would write once more what was compared just before",
     },
-    "redact_copy.lua": {
-        "without `and 1`": "true is answered as 1 all the same",
-    },
     "redact_frames.lua": {
         "without `or 0`": "a table has nothing at nil either",
     },
