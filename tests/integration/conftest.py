@@ -40,10 +40,6 @@ class RunningServer:
         assert all(await pipeline.execute())
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "on_one_server: of no interest on the other kind of server")
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "server" in metafunc.fixturenames:
         one = metafunc.definition.get_closest_marker("on_one_server")
