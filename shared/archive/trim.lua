@@ -16,14 +16,14 @@ end
 if to >= tonumber(head[2]) then return {'kept', 'the last event stays'} end
 local active = redis.call('GET', KEYS[3])
 local checkpoint = active and redis.call('HGET', ARGV[1] .. active .. ':meta', 'checkpoint')
-if n_of(checkpoint or '') < to then return {'kept', 'the live generation is not so far'} end
+if n_of(checkpoint) < to then return {'kept', 'the live generation is not so far'} end
 local build = redis.call('HMGET', KEYS[4], 'state', 'checkpoint')
 local under_way = build[1] == 'asked' or build[1] == 'building'
-if under_way and n_of(build[2] or '') < to then
+if under_way and n_of(build[2]) < to then
   return {'kept', 'a generation that is being built is not so far'}
 end
 -- All checks stand before the first write.
 local epoch = string.match(ARGV[2], '^(%d+)%-')
 local gone = redis.call('XTRIM', KEYS[1], 'MINID', '=', epoch .. '-' .. string.format('%.0f', to + 1))
-if n_of(redis.call('HGET', KEYS[5], 'trimmed_to') or '') < to then redis.call('HSET', KEYS[5], 'trimmed_to', ARGV[2]) end
+if n_of(redis.call('HGET', KEYS[5], 'trimmed_to')) < to then redis.call('HSET', KEYS[5], 'trimmed_to', ARGV[2]) end
 return {'trimmed', gone}
