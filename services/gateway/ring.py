@@ -15,13 +15,17 @@ BYTES_MAX = 2 * 1024 * 1024
 
 
 class Ready:
-    """One position's frame. `kind` is the event's name, "skipped" where the position has none to send."""
+    """One position's frame. `kind` is the event's name, "skipped" where the position has none to send.
 
-    def __init__(self, feed: str, position: Position, kind: str, data: bytes) -> None:
+    `recorded_at` is the event's, in milliseconds since 1970, None where the frame does not say.
+    """
+
+    def __init__(self, feed: str, position: Position, kind: str, data: bytes, recorded_at: int | None = None) -> None:
         self.feed = feed
         self.position = position
         self.kind = kind
         self.data = data
+        self.recorded_at = recorded_at
 
     @cached_property
     def wire(self) -> bytes:

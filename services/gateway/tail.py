@@ -114,7 +114,9 @@ class Tail:
             return  # another generation at the same checkpoint: nobody holds anything else because of it
         position = Position.parse(fields[b"p"].decode())
         self._witness.saw(feed, position)
-        self._readers.deliver(Ready(feed, position, fields[b"k"].decode(), fields[b"d"]))
+        # A projector of an older release does not say when.
+        recorded_at = int(fields[b"r"]) if b"r" in fields else None
+        self._readers.deliver(Ready(feed, position, fields[b"k"].decode(), fields[b"d"], recorded_at))
         self._arrivals.moved(feed)
 
     async def _find_ends(self) -> None:

@@ -6,7 +6,7 @@
 --       6 checkpoint after  7 read models  8 fold version  9 prefix of the indexes  10 activity in ms or ""
 --       11 feed document or ""  12 position of the feed's own last change or ""
 --       then number of documents, each: entry, JSON · of index members to add, each: index, member · to remove, likewise
---       · of quarantine records, each: position, JSON · of frames, each: position, kind, JSON
+--       · of quarantine records, each: position, JSON · of frames, each: position, kind, JSON, recorded_at in ms or ""
 -- Gives "committed" | "fenced" | "moved"
 local FRAMES_MAX = 1000
 local FRAME_BYTES_MAX = 16 * 1024
@@ -24,7 +24,7 @@ local function each(width, act)
   local count = tonumber(ARGV[at])
   at = at + 1
   for _ = 1, count do
-    act(ARGV[at], ARGV[at + 1], ARGV[at + 2])
+    act(ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3])
     at = at + width
   end
 end
@@ -38,10 +38,12 @@ each(2, function(index, member)
   if redis.call('EXISTS', ARGV[9] .. index) == 0 then redis.call('SREM', KEYS[11], index) end
 end)
 each(2, function(position, json) redis.call('HSET', KEYS[8], position, json) end)
-each(3, function(position, kind, json)
+each(4, function(position, kind, json, recorded_at)
   -- A large frame goes as a hint: whoever needs it fetches a difference of one.
   if #json > FRAME_BYTES_MAX then json = '' end
-  redis.call('XADD', KEYS[7], 'MAXLEN', '~', FRAMES_MAX, '*', 'f', ARGV[2], 'p', position, 'k', kind, 'd', json)
+  local frame = { 'f', ARGV[2], 'p', position, 'k', kind, 'd', json }
+  if recorded_at ~= '' then frame[9], frame[10] = 'r', recorded_at end
+  redis.call('XADD', KEYS[7], 'MAXLEN', '~', FRAMES_MAX, '*', unpack(frame))
 end)
 if ARGV[11] ~= '' then redis.call('SET', KEYS[5], ARGV[11]) end
 if ARGV[12] ~= '' then redis.call('HSET', KEYS[3], 'feed_position', ARGV[12]) end

@@ -13,6 +13,7 @@ from services.projector.batch import Batch, Step, read
 from services.projector.release import Release
 from shared.documents import Document, Entry, Feed, parse_document, parse_feed, render
 from shared.errors import Corrupted, NewerLog
+from shared.events import Recorded
 from shared.fold import FOLD_VERSION
 from shared.instants import milliseconds_of
 from shared.keys import Keys
@@ -52,11 +53,15 @@ class Pending(Struct, frozen=True):
 
 
 class Frame(NamedTuple):
-    """What readers are sent of one position: the document's JSON, the reason of a raised epoch; a skipped one has no data."""
+    """What readers are sent of one position: the document's JSON, the reason of a raised epoch; a skipped one has no data.
+
+    `recorded_at` is the event's, in milliseconds since 1970, for whoever measures how long readers waited.
+    """
 
     position: Position
     kind: FrameKind
     data: bytes
+    recorded_at: int | None = None
 
 
 class Commit(Struct, frozen=True):
@@ -84,10 +89,11 @@ def prepare(pending: Pending) -> Commit:
         # Small events, a flag say, may each render a large document.
         if bytes_left <= 0:
             break
-        step = batch.fold(read(entry, quarantined=pending.quarantined))
+        found = read(entry, quarantined=pending.quarantined)
+        step = batch.fold(found)
         if step.unfolded is not None:
             quarantine[step.position] = quarantine_record(entry, step.unfolded)
-        frames.append(_frame(step))
+        frames.append(_frame(step, found.recorded))
         bytes_left -= len(frames[-1].data)
     changes = batch.index_changes(pending.models)
     return Commit(
@@ -104,16 +110,17 @@ def prepare(pending: Pending) -> Commit:
     )
 
 
-def _frame(step: Step) -> Frame:
+def _frame(step: Step, recorded: Recorded | None) -> Frame:
     change = step.change
-    if change is None:
+    if change is None or recorded is None:
         return Frame(step.position, "skipped", b"")
+    at = recorded.recorded_at
     if change.raised is not None:
-        return Frame(change.position, "epoch", change.raised.encode())
+        return Frame(change.position, "epoch", change.raised.encode(), at)
     if change.after is None:
-        return Frame(change.position, "feed", render(change.feed))
+        return Frame(change.position, "feed", render(change.feed), at)
     kind: FrameKind = "entry" if isinstance(change.after, Entry) else "retraction"
-    return Frame(change.position, kind, render(change.after))
+    return Frame(change.position, kind, render(change.after), at)
 
 
 class Commits:
@@ -168,7 +175,12 @@ class Commits:
             args += [str(position), record]
         args.append(len(commit.frames))
         for frame in commit.frames:
-            args += [str(frame.position), frame.kind, frame.data]
+            args += [
+                str(frame.position),
+                frame.kind,
+                frame.data,
+                "" if frame.recorded_at is None else frame.recorded_at,
+            ]
         _commit.queue(
             pipeline,
             (

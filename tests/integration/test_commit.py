@@ -38,7 +38,7 @@ from shared.events import (
 from shared.fold import FOLD_VERSION
 from shared.instants import milliseconds_of
 from shared.keys import Keys
-from shared.log import Append, Appended, Guards, Log
+from shared.log import Append, Appended, Guards, Log, stream_entry
 from shared.position import Position
 from shared.quarantine import QuarantineRecord
 from shared.read_models import READ_MODELS
@@ -399,6 +399,10 @@ async def test_frames_carry_every_position_in_order_with_its_kind_and_its_docume
         if kind != "skipped":
             shown = parse_feed(data) if kind == "feed" else parse_document(data)
             assert shown.position == position
+    raw = await command(redis, "XRANGE", keys.shard(keys.shard_of(FEED)).frames, "-", "+")
+    instants = [stream_entry(item).fields.get(b"r") for item in raw]
+    recorded = [entry.fields[b"recorded_at"] for entry in await log_entries(redis, keys, FEED)]
+    assert instants == [None if kind == "skipped" else at for (_, kind, _), at in zip(frames, recorded, strict=True)]
 
 
 @pytest.mark.parametrize(("beyond", "carried"), [(0, True), (1, False)])

@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 
 from services.gateway import tail as module
+from services.gateway.ring import Ready
 from services.gateway.tail import Tail
 from shared.errors import Unavailable
 from shared.keys import SHARDS, Keys
-from shared.redis import Redis
+from shared.log import Log
+from shared.position import ORIGIN
+from shared.redis import Redis, command
 from tests.integration.conftest import RunningServer
 from tests.integration.gateway_kit import (
     Held,
@@ -76,6 +79,22 @@ async def test_a_sweep_in_quiet_times_disturbs_nobody(newsroom: Newsroom, gatewa
         await stream.until("live")
         await stream.silence(0.6)
     assert gateway.metrics.registry.get_sample_value("dateline_catch_ups_total") == 0
+
+
+@on_one_server
+async def test_a_frame_comes_with_the_instant_of_its_event_unless_an_older_projector_sent_it(
+    newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivered: list[Ready] = []
+    monkeypatch.setattr(gateway.readers, "deliver", delivered.append)
+    await eventually(lambda: gateway.gateway._tail._cursors, what="the tail knows where the frames end")
+    position = await newsroom.story(FEED)
+    await eventually(lambda: delivered, what="the frame")
+    older = ("f", FEED, "p", str(position), "k", "feed", "d", delivered[0].data)
+    await command(newsroom.redis, "XADD", newsroom.frames_key(FEED), "*", *older)
+    await eventually(lambda: len(delivered) == 2, what="the older projector's frame")
+    [event] = [entry async for entry in Log(newsroom.redis, newsroom.keys).read(FEED, after=ORIGIN)]
+    assert [ready.recorded_at for ready in delivered] == [int(event.fields[b"recorded_at"]), None]
 
 
 async def test_a_frame_that_is_merely_on_its_way_is_not_taken_for_lost(
