@@ -3,7 +3,7 @@
 Owns their frames and that a difference asked by thousands at the same moment is read once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import cached_property
 
 from services.gateway.reads import DIFFERENCE_DOCUMENTS_MAX, Difference, Moment, Reads
@@ -20,6 +20,8 @@ class Folded:
         self._feed = feed
         self._after = after
         self._difference = difference
+        # By who gets them: feeds and positions of a stream, and whether its ids name every feed.
+        self.rendered: dict[tuple[Hashable, ...], tuple[Sequence[bytes], bytes]] = {}
 
     @property
     def moment(self) -> Moment:

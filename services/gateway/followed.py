@@ -1,15 +1,20 @@
-"""A followed feed: its readers here, its latest frames, and up to where they have come.
+"""A followed feed: the channels that follow it here, its latest frames, and up to where they have come.
 
-Owns that state. What is made of it is `readers`'.
+Owns that state. What is made of it is `following`'s.
 """
 
 from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from services.gateway.reader import Reader
 from services.gateway.reads import Moment
 from services.gateway.ring import Ready, Ring
 from shared.events import EpochReason
 from shared.position import Position
+
+if TYPE_CHECKING:
+    from services.gateway.channel import Channel
 
 
 class Followed:
@@ -23,10 +28,15 @@ class Followed:
         self.position: Position | None = None
         self.lost_epoch = 0
         self.ring = Ring()
-        self.readers: dict[Reader, int] = {}
+        self.channels: list[Channel] = []
         self.backlog: deque[Ready] = deque()
         self.mending = False
         self.swept: Position | None = None
+
+    def readers(self) -> Iterator[Reader]:
+        """All of them now: who comes or goes meanwhile does not disturb."""
+        for channel in list(self.channels):
+            yield from list(channel.readers)
 
     def learn(self, moment: Moment) -> None:
         """What a read of the feed tells of its epochs."""

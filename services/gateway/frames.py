@@ -4,9 +4,12 @@ WHATWG HTML, section 9.2. Owns how a frame becomes bytes; `data` is JSON that wa
 """
 
 import random
+from collections.abc import Sequence
 
 # Spreads the reconnects of readers that lost the same gateway (a fixed delay makes them come back in lockstep).
 RETRY_MILLISECONDS = (1_000, 4_000)
+# Whoever was turned away for want of room should not ask again while there is none.
+CAPACITY_RETRY_MILLISECONDS = (5_000, 20_000)
 
 PING = b"event: ping\ndata: {}\n\n"
 
@@ -22,9 +25,9 @@ def frame(event: str, data: bytes, *, position: str | None = None) -> bytes:
     return b"".join((head.encode(), b"data: ", data, b"\n\n"))
 
 
-def retry() -> bytes:
-    """The delay before a browser reconnects, with jitter."""
-    return b"retry: %d\n\n" % _jittered()
+def retry(reason: str | None = None) -> bytes:
+    """The delay before a browser reconnects, with jitter; `reason` is that of the `bye` that follows at once."""
+    return b"retry: %d\n\n" % _jittered(reason)
 
 
 def live(feed: str, *, position: str) -> bytes:
@@ -36,8 +39,17 @@ def reset(feed: str, reason: str) -> bytes:
 
 
 def bye(reason: str) -> bytes:
-    return frame("bye", b'{"reason":"%s","reconnect_ms":%d}' % (reason.encode(), _jittered()))
+    return frame("bye", b'{"reason":"%s","reconnect_ms":%d}' % (reason.encode(), _jittered(reason)))
 
 
-def _jittered() -> int:
-    return random.randint(*RETRY_MILLISECONDS)
+def broken_off(wires: Sequence[bytes], taken: int) -> tuple[int, int]:
+    """How many frames went out whole with the first `taken` bytes of all, and how many bytes of the one after them."""
+    for whole, wire in enumerate(wires):
+        if taken < len(wire):
+            return whole, taken
+        taken -= len(wire)
+    return len(wires), 0
+
+
+def _jittered(reason: str | None) -> int:
+    return random.randint(*(CAPACITY_RETRY_MILLISECONDS if reason == "capacity" else RETRY_MILLISECONDS))

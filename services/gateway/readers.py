@@ -1,26 +1,32 @@
-"""Readers: who follows which feeds, how far each has come, and what each is sent next.
+"""Readers: who is connected, since when nothing was heard of them, and how they are let go.
 
-Owns the fan-out: a live reader gets every frame, one that cannot take it is marked behind and skipped, and when it can take
-more it is brought up, by the ring where that reaches back far enough, else by the folded difference. No queue, no task and no
-timer for a reader that keeps up. Frames come from `tail`, the first words of a stream are `streams`'.
+Owns coming and going, pings and goodbyes; puts the parts of the fan-out together. No queue, no task and no timer for a reader
+that keeps up. Frames come from `tail`, requests from `streams`.
 """
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Iterator
+import random
+from collections import deque
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 import structlog
 
-from services.gateway.differences import Differences, Folded
+from services.gateway.catch_ups import CatchUps
+from services.gateway.channel import Channel
+from services.gateway.connection import Connection
+from services.gateway.differences import Differences
+from services.gateway.fan_out import READERS_PER_LOOK, FanOut
 from services.gateway.followed import Followed
-from services.gateway.frames import PING, bye, frame, live, reset
-from services.gateway.reader import Positions, Reader, moved, stream_id
-from services.gateway.reads import Page
-from services.gateway.ring import Ready
+from services.gateway.following import Following
+from services.gateway.frames import PING, bye
+from services.gateway.hub import Hub
+from services.gateway.moments import Moments
+from services.gateway.reader import Reader, Wish
 from services.gateway.snapshots import Snapshots
-from shared.errors import Corrupted, StalePosition, Unavailable
+from services.gateway.turns import Turns
+from shared.errors import Corrupted
 from shared.metrics import Metrics
-from shared.position import Position
 
 log = structlog.get_logger()
 
@@ -31,331 +37,146 @@ SLOT_SECONDS = 1.0
 GIVEN_UP_SECONDS = 600
 # A reader that does not even take its goodbye is cut off.
 GOODBYE_SECONDS_MAX = 10
-BACKLOG_FRAMES_MAX = 1_000
-BRING_UPS_MAX = 32
-MEND_AGAIN_SECONDS = 0.2
+# Goodbyes of a drain are spread: slowly enough that those who leave do not all come back to the next gateway at once, and
+# over so much of the drain's time at most.
+GOODBYES_PER_SECOND = 500
+DRAIN_SHARE = 0.6
+SNAPSHOT_DEFAULT = 20
 
 
 class Readers:
     """All readers of one gateway process."""
 
-    def __init__(self, differences: Differences, snapshots: Snapshots, metrics: Metrics, *, readers_max: int) -> None:
-        self._differences = differences
-        self._snapshots = snapshots
+    def __init__(
+        self, differences: Differences, snapshots: Snapshots, moments: Moments, metrics: Metrics, *, readers_max: int
+    ) -> None:
         self._metrics = metrics
         self._readers_max = readers_max
-        self._followed: dict[str, Followed] = {}
+        self._channels: dict[tuple[tuple[str, ...], bool], Channel] = {}
         self._wheel: list[dict[Reader, None]] = [{} for _ in range(PING_SECONDS)]
-        self._slot_of: dict[Reader, int] = {}
+        self._count = 0
+        # Those who had their goodbye too, until their connections have ended.
+        self._connected = 0
+        self._none_connected = asyncio.Event()
+        self._none_connected.set()
+        self._leaving: deque[tuple[float, Connection]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._bring_ups = asyncio.Semaphore(BRING_UPS_MAX)
+        self._turns = Turns()
         self._broken = asyncio.Event()
         self._corruption: Corrupted | None = None
         self.draining = False
+        fan_out = FanOut(
+            self._turns,
+            metrics,
+            on_behind=lambda reader: self._catch_ups.add(reader),
+            on_private=self._end_of_public,
+            spawn=self._spawn,
+        )
+        self.following = Following(differences, fan_out, spawn=self._spawn, on_corruption=self.break_off)
+        self._catch_ups = CatchUps(
+            self.following,
+            differences,
+            snapshots,
+            moments,
+            self._turns,
+            metrics,
+            spawn=self._spawn,
+            on_end=self.end,
+            on_corruption=self.break_off,
+        )
+        self.hub = Hub(on_writable=self.on_writable, on_gone=self.on_gone)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Reader]:
+        for slot in self._wheel:
+            yield from slot
 
     @property
     def full(self) -> bool:
-        return len(self._slot_of) >= self._readers_max
-
-    def feeds(self) -> Iterable[Followed]:
-        return self._followed.values()
+        return self._count >= self._readers_max
 
     # Coming and going
 
-    def join(self, reader: Reader) -> None:
-        """Follow the reader's feeds from now on: frames that come are kept until the reader's own beginning is known."""
-        for i, feed in enumerate(reader.feeds):
-            followed = self._followed.setdefault(feed, Followed(feed))
-            followed.readers[reader] = i
-        slot = min(range(PING_SECONDS), key=lambda i: len(self._wheel[i]))
-        self._wheel[slot][reader] = None
-        self._slot_of[reader] = slot
-        self._metrics.readers.set(len(self._slot_of))
+    def join(self, connection: Connection, wish: Wish) -> None:
+        """Follow the wish's feeds from now on; its beginning is sent when its turn comes."""
+        key = (wish.feeds, wish.joined)
+        channel = self._channels.get(key)
+        if channel is None:
+            channel = Channel([self.following.of(feed) for feed in wish.feeds], joined=wish.joined)
+            self._channels[key] = channel
+            for feed in wish.feeds:
+                self.following.of(feed).channels.append(channel)
+        reader = Reader(channel, connection, wish, snapshot=wish.snapshot or SNAPSHOT_DEFAULT)
+        channel.readers[reader] = None
+        reader.slot = min(range(PING_SECONDS), key=lambda i: len(self._wheel[i]))
+        self._wheel[reader.slot][reader] = None
+        self._count += 1
+        self._metrics.readers.set(self._count)
+        connection.reader = reader
+        self._connected += 1
+        self._none_connected.clear()
+        if self.draining:
+            self.end(reader, "draining")
+        else:
+            self._catch_ups.add(reader)
 
-    def leave(self, reader: Reader) -> None:
+    def on_writable(self, reader: Reader) -> None:
+        self._catch_ups.add(reader)
+
+    def on_gone(self, reader: Reader) -> None:
+        """Its connection has ended: nothing of it is kept."""
+        self._leave(reader)
+        self._connected -= 1
+        if not self._connected:
+            self._none_connected.set()
+
+    def _leave(self, reader: Reader) -> None:
         reader.live = False
-        slot = self._slot_of.pop(reader, None)
+        slot, reader.slot = reader.slot, None
         if slot is None:
             return
         del self._wheel[slot][reader]
-        for feed in reader.feeds:
-            followed = self._followed[feed]
-            del followed.readers[reader]
-            if not followed.readers:
-                del self._followed[feed]
-        self._metrics.readers.set(len(self._slot_of))
-
-    def begin(self, reader: Reader, i: int, position: Position) -> None:
-        """The reader's first read of feed i was of `position`: what a feed without a position is known up to as well."""
-        followed = self._followed.get(reader.feeds[i])
-        # A reader that was ended while it read has left already.
-        if followed is not None and followed.position is None:
-            followed.position = position
-            self._run_backlog(followed)
-
-    # Frames
-
-    def deliver(self, ready: Ready) -> None:
-        """The next frame of a feed; gaps and frames without their data are mended by the folded difference."""
-        followed = self._followed.get(ready.feed)
-        if followed is None:
+        self._count -= 1
+        self._metrics.readers.set(self._count)
+        channel = reader.channel
+        del channel.readers[reader]
+        if channel.readers:
             return
-        followed.backlog.append(ready)
-        if len(followed.backlog) > BACKLOG_FRAMES_MAX:
-            followed.backlog.popleft()  # the gap that this makes is mended like any other
-        self._run_backlog(followed)
+        del self._channels[channel.feeds, channel.joined]
+        for feed in channel.feeds:
+            followed = self.following.of(feed)
+            followed.channels.remove(channel)
+            if not followed.channels:
+                self.following.leave(followed)
 
-    def _run_backlog(self, followed: Followed) -> None:
-        while followed.backlog and followed.position is not None and not followed.mending:
-            ready = followed.backlog[0]
-            if ready.position <= followed.position:
-                followed.backlog.popleft()
-            elif ready.position.epoch > followed.position.epoch and ready.kind == "epoch":
-                # n may lie below what was sent: that is then what was lost.
-                followed.backlog.popleft()
-                self._raised(followed, ready)
-            elif ready.position == followed.position.next() and (ready.data or ready.kind == "skipped"):
-                followed.backlog.popleft()
-                self._dispatch(followed, ready)
-            else:
-                self._mend(followed)
-
-    def _raised(self, followed: Followed, ready: Ready) -> None:
-        """A new epoch: every reader forgets what it holds, and gets a snapshot."""
-        if ready.data == b"epoch":
-            followed.lost_epoch = max(followed.lost_epoch, ready.position.epoch)
-        followed.position = ready.position
-        followed.ring.clear()
-        for reader in list(followed.readers):
-            self._behind(reader)
-
-    def _dispatch(self, followed: Followed, ready: Ready) -> None:
-        followed.ring.append(ready)
-        followed.position = ready.position
-        if ready.kind == "feed" and b'"visibility":"private"' in ready.data:
-            self._end_of_public(followed)
-        rendered: dict[tuple[tuple[str, ...], Positions], tuple[bytes, Positions]] = {}
-        delivered = 0
-        # A copy: a write may end a reader, and an ended reader leaves.
-        for reader, i in list(followed.readers.items()):
-            at = reader.positions[i]
-            if not reader.live or at is None or ready.position <= at:
-                continue
-            if ready.position != at.next():
-                self._behind(reader)
-                continue
-            if reader.joined:
-                same = (reader.feeds, reader.positions)
-                known = rendered.get(same)
-                if known is None:
-                    after = moved(reader.positions, i, ready.position)
-                    known = (ready.wire_with(stream_id(reader.feeds, after)), after)
-                    rendered[same] = known
-                data, reader.positions = known
-            else:
-                data = ready.wire
-                reader.positions = (ready.position,)
-            reader.send(data)
-            delivered += 1
-            if reader.connection.full:
-                self._behind(reader)
-        self._metrics.deliveries.inc(delivered)
+    def end(self, reader: Reader, reason: str) -> None:
+        """Say goodbye and close once that has gone out."""
+        if reader.slot is None:
+            return
+        self._leave(reader)
+        connection = reader.connection
+        if connection.full:
+            connection.finish(bye(reason))
+        else:
+            reader.send(bye(reason))
+        connection.close()
+        self._leaving.append((asyncio.get_running_loop().time() + GOODBYE_SECONDS_MAX, connection))
 
     def _end_of_public(self, followed: Followed) -> None:
-        for reader in [reader for reader in followed.readers if not reader.sees_private]:
-            self.end(reader, "expired")
+        """Those who may not see the feed any more get nothing more of it; their goodbyes go out in turns."""
+        readers = [reader for reader in followed.readers() if not reader.sees_private]
+        for reader in readers:
+            reader.live = False
+            reader.ending = "expired"
+        self._spawn(self._say_goodbye(readers))
 
-    def _mend(self, followed: Followed) -> None:
-        followed.mending = True
-        self._spawn(self._mended(followed))
-
-    async def _mended(self, followed: Followed) -> None:
-        """Take what the frames did not bring: the very frame that is missing where it can still be had, else all of it."""
-        try:
-            position = followed.position
-            if position is None:
-                return
-            asked_for = followed.backlog[0] if followed.backlog else None
-            difference = await self._differences.since(followed.feed, position, documents_max=1)
-            missing = followed.backlog[0] if followed.backlog else None
-            exact = missing is not None and missing.position == position.next()
-            if difference is None:
-                followed.backlog.clear()
-                return
-            followed.learn(difference.moment)
-            if exact and missing is not None and (ready := difference.frame_at(missing.position)) is not None:
-                followed.backlog.popleft()
-                self._dispatch(followed, ready)
-                return
-            if missing is not None and missing is asked_for and missing.position > difference.moment.checkpoint:
-                # A frame of what the read models do not hold is none of this history.
-                followed.backlog.popleft()
-            # Readers take the difference each from where it stands; the ring begins anew after it.
-            followed.position = max(position, difference.moment.checkpoint)
-            followed.ring.clear()
-            for reader in list(followed.readers):
-                self._behind(reader)
-        except Unavailable as error:
-            # The sweep finds the gap again.
-            log.warning("gap_not_mended", feed=followed.feed, error=repr(error))
-            await asyncio.sleep(MEND_AGAIN_SECONDS)
-        except Corrupted as error:
-            self.break_off(error)
-        except Exception:
-            log.exception("gap_not_mended", feed=followed.feed)
-            await asyncio.sleep(MEND_AGAIN_SECONDS)
-        finally:
-            followed.mending = False
-            self._run_backlog(followed)
-
-    def forget_frames(self, feed: str) -> None:
-        """Drop every frame that is held of a feed: what readers lack of them they take from the read models."""
-        followed = self._followed.get(feed)
-        if followed is None:
-            return
-        followed.ring.clear()
-        if followed.backlog:
-            followed.backlog.clear()
-            self.missed(followed)
-
-    def forget_all(self) -> None:
-        """Another server process answers: what frames brought from the last one is no more than a memory."""
-        for followed in list(self._followed.values()):
-            followed.ring.clear()
-            followed.backlog.clear()
-            followed.swept = None
-            if followed.position is not None:
-                self.missed(followed)
-
-    def missed(self, followed: Followed) -> None:
-        """The sweep saw a checkpoint that no frame has brought."""
-        if not followed.mending:
-            self._mend(followed)
-
-    # Bringing up
-
-    def _behind(self, reader: Reader) -> None:
-        reader.live = False
-        if not reader.connection.full:
-            self.bring_up(reader)
-
-    def bring_up(self, reader: Reader) -> None:
-        """Bring a reader up to its feeds' positions and make it live; does nothing while its socket is full."""
-        if (
-            not reader.begun
-            or reader.live
-            or reader.bringing_up
-            or reader not in self._slot_of
-            or reader.connection.full
-        ):
-            return
-        if not reader.folding and self._next_step(reader) is None:
-            reader.live = True
-            return
-        reader.bringing_up = True
-        self._spawn(self._brought_up(reader))
-
-    async def _brought_up(self, reader: Reader) -> None:
-        try:
-            async with self._bring_ups:
-                while reader in self._slot_of and not reader.connection.full:
-                    i = self._next_step(reader)
-                    if i is None:
-                        reader.live = True
-                        return
-                    await self._step(reader, i)
-        except (Unavailable, StalePosition) as error:
-            log.info("reader_not_brought_up", error=repr(error))
-            self.end(reader, "unavailable")
-        except Corrupted as error:
-            self.break_off(error)
-        except Exception:
-            # A reader that is neither live nor ended would get pings and nothing else, for ever.
-            log.exception("reader_not_brought_up", feeds=reader.feeds)
-            self.end(reader, "unavailable")
-        finally:
-            reader.bringing_up = False
-
-    def _next_step(self, reader: Reader) -> int | None:
-        """A feed in which the reader stands before the frames, None when it has caught up with all of them."""
-        for i, feed in enumerate(reader.feeds):
-            at, position = reader.positions[i], self._followed[feed].position
-            if i in reader.folding or (at is not None and position is not None and at < position):
-                return i
-        return None
-
-    async def _step(self, reader: Reader, i: int) -> None:
-        followed = self._followed[reader.feeds[i]]
-        at = reader.positions[i]
-        if at is None:
-            raise RuntimeError("a reader that has not begun cannot be brought up")
-        if followed.position is not None and at.epoch < followed.position.epoch:
-            await self._reset(reader, i, followed)
-            return
-        frames = None if i in reader.folding else followed.ring.after(at)
-        if frames is not None:
-            reader.send(b"".join(ready.wire_with(reader.at(i, ready.position)) for ready in frames))
-            self._metrics.deliveries.inc(len(frames))
-            return
-        difference = await self._differences.since(followed.feed, at)
-        if reader not in self._slot_of:
-            return
-        if difference is None or (difference.moment.visibility == "private" and not reader.sees_private):
-            self.end(reader, "expired")
-            return
-        if at.epoch < difference.moment.checkpoint.epoch:
-            # No frame has told of it yet; the reader is reset in the next step.
-            followed.learn(difference.moment)
-            followed.ring.clear()
-            followed.position = max(followed.position or at, difference.moment.checkpoint)
-            return
-        self._metrics.catch_ups.inc()
-        self.send_difference(reader, i, difference)
-
-    async def _reset(self, reader: Reader, i: int, followed: Followed) -> None:
-        """A reader in an older epoch forgets what it holds and begins again with a snapshot."""
-        at, position = reader.positions[i], followed.position
-        if at is None or position is None:
-            raise RuntimeError("a reader that has not begun holds nothing to forget")
-        page = await self._snapshots.of(followed.feed, order=reader.order, limit=reader.snapshot, at_least=position)
-        if reader not in self._slot_of:
-            return
-        if page is None or (page.moment.visibility == "private" and not reader.sees_private):
-            self.end(reader, "expired")
-            return
-        followed.learn(page.moment)
-        reader.folding.discard(i)
-        self.send_reset(reader, i, page, reason=followed.reason_for(at.epoch))
-
-    def send_reset(self, reader: Reader, i: int, page: Page, *, reason: str) -> None:
-        """`reset`, and all that follows it: the snapshot and `live`."""
-        self._metrics.resets.labels(reason).inc()
-        reader.send(reset(reader.feeds[i], reason))
-        self.send_snapshot(reader, i, page)
-
-    def send_snapshot(self, reader: Reader, i: int, page: Page) -> None:
-        """A page to begin from, and `live`: what comes next follows it without a gap."""
-        feed = reader.feeds[i]
-        self.begin(reader, i, page.moment.checkpoint)
-        position = reader.at(i, page.moment.checkpoint)
-        reader.send(frame("snapshot", page.snapshot(), position=position) + live(feed, position=position))
-
-    def send_difference(self, reader: Reader, i: int, difference: Folded) -> None:
-        """One chunk of the folded difference from where the reader stands, and `live` after the last one."""
-        feed = reader.feeds[i]
-        self.begin(reader, i, difference.moment.checkpoint)
-        parts = [
-            ready.wire_with(reader.at(i, ready.position)) if reader.joined else ready.wire
-            for ready in difference.frames
-        ]
-        if difference.more:
-            reader.folding.add(i)
-            reader.positions = moved(reader.positions, i, difference.position)
-        else:
-            reader.folding.discard(i)
-            parts.append(live(feed, position=reader.at(i, difference.position)))
-        self._metrics.deliveries.inc(len(difference.frames))
-        reader.send(b"".join(parts))
+    async def _say_goodbye(self, readers: list[Reader]) -> None:
+        for number, reader in enumerate(readers):
+            if number % READERS_PER_LOOK == 0:
+                await self._turns.take()
+            self.end(reader, reader.ending or "draining")
 
     # Time
 
@@ -365,28 +186,54 @@ class Readers:
         while True:
             for slot in range(PING_SECONDS):
                 await asyncio.sleep(SLOT_SECONDS)
-                for reader in list(self._wheel[slot]):
-                    if not reader.connection.full:
-                        reader.stalled_since = None
-                        reader.send(PING)
-                    elif self._stalled(reader, loop.time()):
+                self._cut_off(loop.time())
+                self._metrics.readers_behind.set(sum(not reader.live for reader in self))
+                for number, reader in enumerate(list(self._wheel[slot])):
+                    if number % READERS_PER_LOOK == 0:
+                        await self._turns.take()
+                    if self._stalled(reader, loop.time()):
                         log.info("reader_given_up", feeds=reader.feeds)
                         reader.connection.abort()
+                    elif reader.takes:
+                        reader.send(PING)
 
     def _stalled(self, reader: Reader, now: float) -> bool:
-        """Whether bytes have waited so long without one being acknowledged; a slow but living reader is kept."""
+        """Whether bytes have waited so long without one being acknowledged; a slow but living reader is kept.
+
+        A ping went out at the last look: where nothing was acknowledged since, something waits, even if the socket has room.
+        """
         acknowledged = reader.connection.bytes_acknowledged()
-        if reader.stalled_since is None or acknowledged != reader.acknowledged:
+        waits = reader.connection.full or acknowledged is not None
+        if reader.stalled_since is None or acknowledged != reader.acknowledged or not waits:
             reader.stalled_since, reader.acknowledged = now, acknowledged
+            return False
         return now - reader.stalled_since >= GIVEN_UP_SECONDS
 
-    def end(self, reader: Reader, reason: str) -> None:
-        """Say goodbye and close once that has gone out."""
-        if reader in self._slot_of:
-            self.leave(reader)
-            reader.send(bye(reason))
-            reader.connection.close()
-            asyncio.get_running_loop().call_later(GOODBYE_SECONDS_MAX, reader.connection.abort)
+    def _cut_off(self, now: float) -> None:
+        """Close what had its goodbye long ago."""
+        while self._leaving and self._leaving[0][0] <= now:
+            _, connection = self._leaving.popleft()
+            connection.abort()
+
+    async def drain(self, *, seconds: float) -> None:
+        """Say goodbye to all, spread over a part of `seconds`, and wait until they have gone; the caller bounds the time."""
+        loop = asyncio.get_running_loop()
+        self.draining = True
+        leaving = list(self)
+        random.shuffle(leaving)
+        begun = loop.time()
+        window = min(DRAIN_SHARE * seconds, len(leaving) / GOODBYES_PER_SECOND)
+        for number, reader in enumerate(leaving):
+            if number % READERS_PER_LOOK == 0:
+                await asyncio.sleep(max(0.0, begun + window * number / len(leaving) - loop.time()))
+            self.end(reader, "draining")
+        try:
+            async with asyncio.timeout(GOODBYE_SECONDS_MAX):
+                await self._none_connected.wait()
+        except TimeoutError:
+            self._cut_off(float("inf"))
+
+    # Corruption
 
     def break_off(self, corruption: Corrupted) -> None:
         """Our own data is broken: whoever runs `watch` stops the process."""
@@ -400,23 +247,7 @@ class Readers:
         if self._corruption is not None:
             raise self._corruption
 
-    async def drain(self) -> None:
-        """Say goodbye to all, in slices, and wait until they have gone; the caller bounds the time."""
-        self.draining = True
-        leaving = list(self._slot_of)
-        for part in _slices(leaving, 500):
-            for reader in part:
-                self.end(reader, "draining")
-            await asyncio.sleep(0)
-        if leaving:
-            await asyncio.wait([reader.connection.gone for reader in leaving])
-
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _slices(readers: list[Reader], size: int) -> Iterator[list[Reader]]:
-    for start in range(0, len(readers), size):
-        yield readers[start : start + size]

@@ -46,11 +46,12 @@ class Moment(Struct, frozen=True):
 
 
 class Page(Struct, frozen=True):
-    """A page's JSON and, for its Link header, the cursor of the next one."""
+    """A page's JSON and, for its Link header, the cursor of the next one; `rendered` is what streams made of it."""
 
     moment: Moment
     body: bytes
     next: str | None
+    rendered: dict[tuple[str | None, str], bytes] = msgspec.field(default_factory=dict)
 
     def snapshot(self) -> bytes:
         """The page document plus `feed_document`."""

@@ -13,6 +13,7 @@ from services.gateway.differences import Differences
 from services.gateway.events import Events
 from services.gateway.listing import Listing
 from services.gateway.live_page import LivePage
+from services.gateway.moments import Moments
 from services.gateway.pages import Pages
 from services.gateway.past_pages import PastPages
 from services.gateway.pasts import Pasts
@@ -44,6 +45,7 @@ class Gateway:
 
     def __init__(self, config: Config, metrics: Metrics) -> None:
         self._keys = Keys(config.key_prefix)
+        self._drain_seconds = config.drain_seconds
         url = needed_url(config)
         self._redis = connect(url)
         self._blocking = connect_for_blocking(url, block_seconds=BLOCK_SECONDS)
@@ -56,7 +58,8 @@ class Gateway:
         self._pasts = Pasts(log_)
         past_pages = PastPages(log_, reads, arrivals, tokens, self._pasts)
         snapshots = Snapshots(reads, arrivals)
-        self._readers = Readers(differences, snapshots, metrics, readers_max=config.readers_max)
+        moments = Moments(reads, arrivals)
+        self._readers = Readers(differences, snapshots, moments, metrics, readers_max=config.readers_max)
         self._witness = Witness(self._redis, self._keys, on_restart=self._restarted)
         self._purges = Purges(self._redis, self._keys, name=process_name(), forget=self._forget)
         self._tail = Tail(self._redis, self._blocking, self._keys, self._readers, arrivals, self._purges, self._witness)
@@ -64,7 +67,7 @@ class Gateway:
             Pages(reads, listing, arrivals, tokens, past_pages),
             past_pages,
             Events(log_, reads, arrivals, tokens),
-            Streams(reads, differences, snapshots, self._readers, arrivals, tokens, metrics),
+            Streams(moments, self._readers, tokens),
             LivePage(reads, listing, tokens),
         )
         self.checks: Mapping[str, Check] = {"gateway": self._check}
@@ -81,9 +84,10 @@ class Gateway:
             group.create_task(self._witness.watch())
 
     async def drain(self) -> None:
-        await self._readers.drain()
+        await self._readers.drain(seconds=self._drain_seconds)
 
     async def close(self) -> None:
+        self._readers.hub.close()
         await self._pasts.close()
         with suppress(*UNREACHABLE):
             # Not taken off, it counts as alive until its time is over.
@@ -94,11 +98,11 @@ class Gateway:
     def _restarted(self) -> None:
         """Another server process than before: what this one remembers of its streams and frames is no more than that."""
         self._tail.forget()
-        self._readers.forget_all()
+        self._readers.following.forget_all()
 
     def _forget(self, feed: str, entry: str) -> Awaitable[None]:
         """Frames at once, before another one is delivered; the past when its file can be written."""
-        self._readers.forget_frames(feed)
+        self._readers.following.forget_frames(feed)
         return self._pasts.forget_entry(feed, entry)
 
     async def _check(self) -> dict[str, Any]:

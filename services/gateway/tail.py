@@ -116,7 +116,7 @@ class Tail:
         self._witness.saw(feed, position)
         # A projector of an older release does not say when.
         recorded_at = int(fields[b"r"]) if b"r" in fields else None
-        self._readers.deliver(Ready(feed, position, fields[b"k"].decode(), fields[b"d"], recorded_at))
+        self._readers.following.deliver(Ready(feed, position, fields[b"k"].decode(), fields[b"d"], recorded_at))
         self._arrivals.moved(feed)
 
     async def _find_ends(self) -> None:
@@ -144,14 +144,14 @@ class Tail:
             await asyncio.sleep(SWEEP_SECONDS)
 
     async def _sweep(self) -> None:
-        followed = [feed for feed in self._readers.feeds() if feed.position is not None]
+        followed = [feed for feed in self._readers.following.feeds() if feed.position is not None]
         for start in range(0, len(followed), 100):
             part = followed[start : start + 100]
             for feed, checkpoint in zip(part, await self._checkpoints(part), strict=True):
                 # What one sweep saw and no frame has brought until the next was missed, not merely on its way.
                 if feed.swept is not None and feed.position is not None and feed.position < feed.swept:
                     log.info("frames_missed", feed=feed.feed, position=str(feed.position), checkpoint=str(feed.swept))
-                    self._readers.missed(feed)
+                    self._readers.following.missed(feed)
                 feed.swept = checkpoint
 
     async def _checkpoints(self, followed: list[Followed]) -> list[Position | None]:

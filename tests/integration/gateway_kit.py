@@ -220,7 +220,7 @@ class Running:
     @property
     def reader(self) -> Reader:
         """The only one."""
-        (reader,) = self.readers._slot_of
+        (reader,) = self.readers
         return reader
 
     async def get(self, path: str, *, headers: Mapping[str, str] | None = None, method: str = "GET") -> Answer:
@@ -258,7 +258,7 @@ class Running:
         """Wait until the tail has brought position `n` of a feed to this gateway."""
 
         def came() -> bool:
-            followed = self.readers._followed.get(feed)
+            followed = self.readers.following._followed.get(feed)
             return followed is not None and followed.position is not None and followed.position.n >= n
 
         await eventually(came, what=f"the tail brings {n} of {feed}")
@@ -269,11 +269,14 @@ class Running:
         await eventually(
             lambda: (
                 not (
-                    readers._slot_of
-                    or readers._followed
+                    len(readers)
+                    or readers._channels
+                    or readers._connected
                     or any(readers._wheel)
+                    or list(readers.following.feeds())
                     or readers._tasks
-                    or readers._differences._under_way.keys()
+                    or readers._catch_ups._waiting
+                    or readers._catch_ups._differences._under_way.keys()
                 )
             ),
             what="readers are gone",

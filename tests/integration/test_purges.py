@@ -20,7 +20,7 @@ SECRET = "a name that no one may print"
 
 def held(running: Running, feed: str) -> bytes:
     """Everything that the gateway keeps of a feed's frames."""
-    followed = running.readers._followed[feed]
+    followed = running.readers.following._followed[feed]
     kept = followed.ring.after(Position(1, 0)) or [*followed.ring._frames]
     return b"".join(ready.data for ready in [*kept, *followed.backlog])
 
@@ -73,13 +73,13 @@ async def test_frames_that_wait_while_a_gap_is_mended_are_dropped_too_and_no_pos
         await running.stream("/v1/feeds/final/stream") as reader,
     ):
         await reader.until("live")
-        followed = running.readers._followed["final"]
+        followed = running.readers.following._followed["final"]
         followed.mending = True
         for entry in ("named", "second"):
             await newsroom.publish("final", entry, headline=SECRET)
             await newsroom.commit("final")
         await eventually(lambda: len(followed.backlog) == 2)
-        running.readers.forget_frames("final")
+        running.readers.following.forget_frames("final")
         assert not followed.backlog
         followed.mending = False
         events = await reader.until_n(3)

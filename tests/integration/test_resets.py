@@ -90,9 +90,9 @@ async def test_a_reader_that_was_ahead_of_what_is_left_is_reset_below_where_it_s
     async with await gateway.stream(f"/v1/feeds/{FEED}/stream") as stream:
         await stream.until("live")
         ahead = Position(1, 40)
-        followed = next(iter(gateway.readers.feeds()))
+        followed = next(iter(gateway.readers.following.feeds()))
         followed.position = ahead
-        for reader in followed.readers:
+        for reader in followed.readers():
             reader.positions = (ahead,)
         position = await lost(newsroom, ahead, frames=frames)
         assert position == Position(2, 7)
@@ -119,7 +119,7 @@ async def test_thousands_that_are_reset_at_once_read_one_snapshot(
     newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = 0
-    page = gateway.gateway._readers._snapshots._reads.page
+    page = gateway.gateway._readers._catch_ups._snapshots._reads.page
 
     async def counted(*args: Any, **kwargs: Any) -> Any:
         nonlocal reads
@@ -131,7 +131,7 @@ async def test_thousands_that_are_reset_at_once_read_one_snapshot(
     try:
         for stream in streams:
             await stream.until("live")
-        monkeypatch.setattr(gateway.gateway._readers._snapshots._reads, "page", counted)
+        monkeypatch.setattr(gateway.gateway._readers._catch_ups._snapshots._reads, "page", counted)
         await repaired(newsroom)
         for stream in streams:
             await stream.until("reset")
@@ -184,10 +184,10 @@ async def test_a_reader_in_the_middle_of_a_difference_is_reset(newsroom: Newsroo
     """A long difference comes in chunks; one of a new epoch is not the rest of it."""
     async with await gateway.stream(f"/v1/feeds/{FEED}/stream?last_event_id=1-2") as stream:
         await stream.until("live")
-        [reader] = next(iter(gateway.readers.feeds())).readers
+        [reader] = next(iter(gateway.readers.following.feeds())).readers()
         reader.live = False
         reader.positions = (Position(1, 3),)
-        reader.folding.add(0)
+        reader.folding = frozenset({0})
         await repaired(newsroom)
         kinds, reset = await reset_of(stream)
         assert (kinds, reset["reason"]) == (["snapshot", "live"], "repaired")

@@ -86,7 +86,7 @@ async def test_a_frame_comes_with_the_instant_of_its_event_unless_an_older_proje
     newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     delivered: list[Ready] = []
-    monkeypatch.setattr(gateway.readers, "deliver", delivered.append)
+    monkeypatch.setattr(gateway.readers.following, "deliver", delivered.append)
     await eventually(lambda: gateway.gateway._tail._cursors, what="the tail knows where the frames end")
     position = await newsroom.story(FEED)
     await eventually(lambda: delivered, what="the frame")
@@ -104,7 +104,7 @@ async def test_a_frame_that_is_merely_on_its_way_is_not_taken_for_lost(
     await newsroom.story(FEED, 1)
     async with await gateway.stream(STREAM) as stream:
         await stream.until("live")
-        (followed,) = gateway.readers.feeds()
+        (followed,) = gateway.readers.following.feeds()
         followed.swept = followed.position
         tail = gateway.gateway._tail
         swept = tail._swept

@@ -1,0 +1,39 @@
+"""Moments: where a feed stands and who may see it, read once for all who ask at the same time.
+
+Owns that. What a moment is says `reads`.
+"""
+
+from services.gateway.reads import Found, Moment, Reads
+from services.gateway.single_flight import SingleFlight
+from services.gateway.waiting import Arrivals, read_at
+from shared.errors import FeedNotFound
+from shared.position import Position
+from shared.redis import redis_errors
+
+
+def hidden(moment: Moment, *, sees_private: bool) -> bool:
+    return moment.visibility == "private" and not sees_private
+
+
+class Moments:
+    def __init__(self, reads: Reads, arrivals: Arrivals) -> None:
+        self._reads = reads
+        self._arrivals = arrivals
+        self._under_way: SingleFlight[str, Found | None] = SingleFlight()
+
+    async def of(self, feed: str, *, at_least: Position | None, sees_private: bool) -> Moment:
+        """The feed's moment, of `at_least` or later.
+
+        FeedNotFound where there is none to see; StalePosition or NotYet where the read models do not come to that position,
+        Unavailable where the server does not answer.
+        """
+
+        async def read() -> Found | None:
+            found = await self._under_way.read(feed, lambda: self._reads.document(feed))
+            return None if found is not None and hidden(found.moment, sees_private=sees_private) else found
+
+        async with redis_errors("the feed was not read"):
+            found = await read_at(self._arrivals, feed, read, min_position=at_least)
+        if found is None:
+            raise FeedNotFound(feed)
+        return found.moment
