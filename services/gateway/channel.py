@@ -5,7 +5,7 @@ until the readers have it: whoever is behind takes it from its feed's ring.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from services.gateway.followed import Followed
 from services.gateway.reader import Positions, Reader, stream_id
@@ -27,11 +27,9 @@ class Channel:
         self.start = 0
         self.end = 0
         self._followed = tuple(followed)
-        self._frames: deque[tuple[bytes, Positions]] = deque()
+        self._frames: deque[tuple[bytes, Positions, int | None]] = deque()
         self._bytes = 0
         self._batches: dict[int, tuple[Sequence[bytes], bytes]] = {}
-        # When the events of frames that are on their way were recorded.
-        self._recorded: list[int] = []
 
     @property
     def positions(self) -> Positions:
@@ -44,12 +42,10 @@ class Channel:
         if None in positions:
             return  # nobody is live who could want it
         wire = ready.wire_with(stream_id(self.feeds, positions)) if self.joined else ready.wire
-        self._frames.append((wire, positions))
+        self._frames.append((wire, positions, ready.recorded_at))
         self._bytes += len(wire)
         self.end += 1
         self._batches.clear()
-        if ready.recorded_at is not None:
-            self._recorded.append(ready.recorded_at)
         while len(self._frames) > FRAMES_MAX or (self._bytes > BYTES_MAX and len(self._frames) > 1):
             self._drop()
 
@@ -59,7 +55,7 @@ class Channel:
             return None
         batch = self._batches.get(seen)
         if batch is None:
-            wires = [wire for wire, _ in list(self._frames)[seen - self.start :]]
+            wires = [wire for wire, *_ in list(self._frames)[seen - self.start :]]
             batch = self._batches[seen] = (wires, wires[0] if len(wires) == 1 else b"".join(wires))
         return batch
 
@@ -67,15 +63,16 @@ class Channel:
         """Where a reader stands that has had the frame before number `seen`."""
         return self._frames[seen - self.start - 1][1]
 
-    def swept(self, end: int) -> Sequence[int]:
-        """Every live reader has the frames before number `end`; gives when the events of those on their way were recorded."""
-        while self.start < end and self._frames:
-            self._drop()
-        recorded, self._recorded = self._recorded, []
-        return recorded
+    def swept(self, end: int) -> Iterator[int]:
+        """Every live reader has the frames before number `end`: drop them; gives when their events were recorded."""
+        while self.start < end:
+            recorded_at = self._drop()
+            if recorded_at is not None:
+                yield recorded_at
 
-    def _drop(self) -> None:
-        wire, _ = self._frames.popleft()
+    def _drop(self) -> int | None:
+        wire, _, recorded_at = self._frames.popleft()
         self._bytes -= len(wire)
         self.start += 1
         self._batches.clear()
+        return recorded_at
