@@ -217,10 +217,12 @@ class Hub:
         if not self._events:
             self._events.extend(self._selector.select(0))
         until = time.monotonic() + TURN_SECONDS
-        while self._events and time.monotonic() < until:
+        while self._events:
             key, events = self._events.popleft()
             descriptor: Descriptor = key.data
             if events & selectors.EVENT_READ and descriptor.fd == key.fd:
                 descriptor.discard()
             if events & selectors.EVENT_WRITE and descriptor.fd == key.fd and descriptor.go_on() and descriptor.reader:
                 self._on_writable(descriptor.reader)
+            if time.monotonic() >= until:
+                break

@@ -109,7 +109,7 @@ def test_frames_before_all_feeds_are_known_are_for_nobody() -> None:
 async def test_works_that_take_turns_never_hold_the_loop_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time is counted in steps here: each piece of work takes one, a turn has three of them."""
     now = 100.0
-    monkeypatch.setattr(turns_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr("services.gateway.turns.time.monotonic", lambda: now)
     monkeypatch.setattr(turns_module, "TURN_SECONDS", 3.0)
     turns = Turns()
     done: list[int] = []
