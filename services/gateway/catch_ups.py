@@ -27,8 +27,8 @@ from shared.position import Position
 log = structlog.get_logger()
 
 AT_ONCE_MAX = 32
-# Streams of several feeds each have ids of their own: so many renderings of one read are kept.
-RENDERED_MAX = 64
+# Streams of several feeds each have ids of their own: so many renderings of one read are kept beside it.
+RENDERED_MAX = 2
 
 
 class CatchUps:

@@ -1,14 +1,14 @@
 """Folded differences as streams send them: each changed entry once, in its latest state, in order of position.
 
-Owns their frames and that a difference asked by thousands at the same moment is read once.
+Owns their frames. That a difference asked by thousands is read once is `kept`'s.
 """
 
 from collections.abc import Hashable, Sequence
 from functools import cached_property
 
+from services.gateway.kept import Kept
 from services.gateway.reads import DIFFERENCE_DOCUMENTS_MAX, Difference, Moment, Reads
 from services.gateway.ring import Ready
-from services.gateway.single_flight import SingleFlight
 from shared.position import Position
 from shared.redis import redis_errors
 
@@ -40,6 +40,11 @@ class Folded:
     def position(self) -> Position:
         return self._difference.position
 
+    @property
+    def size_bytes(self) -> int:
+        """With its frames, and these as each reader of it alone gets them."""
+        return 1_024 + 3 * (len(self.moment.feed) + sum(map(len, self._difference.documents)))
+
     @cached_property
     def frames(self) -> Sequence[Ready]:
         """Entries, tombstones and the feed's own document where it changed, in order of position."""
@@ -64,20 +69,21 @@ class Folded:
 
 
 class Differences:
-    """Reads differences, each once for all who ask while it is under way."""
+    """Reads differences, each once for all who ask while the feed does not move."""
 
-    def __init__(self, reads: Reads) -> None:
+    def __init__(self, reads: Reads, kept: Kept) -> None:
         self._reads = reads
-        self._under_way: SingleFlight[tuple[str, Position, int], Folded | None] = SingleFlight()
+        self._kept = kept
 
     async def since(
         self, feed: str, position: Position, *, documents_max: int = DIFFERENCE_DOCUMENTS_MAX
     ) -> Folded | None:
         """None when the feed is not readable; Unavailable when the log's server is not."""
-        key = (feed, position, documents_max)
-        return await self._under_way.read(key, lambda: self._read(feed, position, documents_max))
 
-    async def _read(self, feed: str, position: Position, documents_max: int) -> Folded | None:
-        async with redis_errors("the difference was not read"):
-            difference = await self._reads.difference(feed, after=position, documents_max=documents_max)
-        return None if difference is None else Folded(feed, position, difference)
+        async def read() -> Folded | None:
+            async with redis_errors("the difference was not read"):
+                difference = await self._reads.difference(feed, after=position, documents_max=documents_max)
+            return None if difference is None else Folded(feed, position, difference)
+
+        # One who stands ahead of what is kept may know of what is in the log and not folded yet.
+        return await self._kept.read(feed, ("difference", position, documents_max), read, at_least=position)

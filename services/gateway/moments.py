@@ -1,10 +1,10 @@
-"""Moments: where a feed stands and who may see it, read once for all who ask at the same time.
+"""Moments: where a feed stands and who may see it, for those who begin to follow it.
 
-Owns that. What a moment is says `reads`.
+Owns that. What a moment is says `reads`, for how long one is shared `kept`.
 """
 
+from services.gateway.kept import Kept
 from services.gateway.reads import Found, Moment, Reads
-from services.gateway.single_flight import SingleFlight
 from services.gateway.waiting import Arrivals, read_at
 from shared.errors import FeedNotFound
 from shared.position import Position
@@ -16,10 +16,10 @@ def hidden(moment: Moment, *, sees_private: bool) -> bool:
 
 
 class Moments:
-    def __init__(self, reads: Reads, arrivals: Arrivals) -> None:
+    def __init__(self, reads: Reads, kept: Kept, arrivals: Arrivals) -> None:
         self._reads = reads
+        self._kept = kept
         self._arrivals = arrivals
-        self._under_way: SingleFlight[str, Found | None] = SingleFlight()
 
     async def of(self, feed: str, *, at_least: Position | None, sees_private: bool) -> Moment:
         """The feed's moment, of `at_least` or later.
@@ -29,7 +29,7 @@ class Moments:
         """
 
         async def read() -> Found | None:
-            found = await self._under_way.read(feed, lambda: self._reads.document(feed))
+            found = await self._kept.read(feed, "document", lambda: self._reads.document(feed), at_least=at_least)
             return None if found is not None and hidden(found.moment, sees_private=sees_private) else found
 
         async with redis_errors("the feed was not read"):

@@ -1,38 +1,37 @@
 """The reading calls: feeds, entries, pages and changes over HTTP, with their validators and caching rules.
 
-Owns parameters, status codes and headers. What stands in the bodies is `reads`', streams are `streams`'.
+Owns parameters, status codes and headers. What stands in the bodies is `reads`', for how long they are kept `kept`'s, streams
+are `streams`'.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import TypeVar, get_args
+from collections.abc import Callable, Coroutine, Hashable
+from typing import Any, get_args
 
 import msgspec
 from aiohttp import hdrs, web
 
 from services.gateway import params
 from services.gateway.cursor import read_cursor
+from services.gateway.kept import Kept
 from services.gateway.listing import FeedFilters, Listing, read_listing_cursor
 from services.gateway.past_pages import PastPages
 from services.gateway.reads import Difference, Found, Moment, Reads
-from services.gateway.waiting import Arrivals, OfAMoment, check_history, read_at
+from services.gateway.representation import PRIVATE, PUBLIC, Representation
+from services.gateway.waiting import Arrivals, check_history, read_at
 from shared.documents import SCHEMA, FeedStatus
 from shared.errors import EntryNotFound, FeedNotFound
-from shared.http import json_response, not_modified
+from shared.http import json_response
 from shared.position import ORIGIN, Position
 from shared.redis import redis_errors
 from shared.tokens import Tokens
 
-PUBLIC = "public, max-age=0, s-maxage=1"
-PRIVATE = "private, no-store"
-
-_R = TypeVar("_R", bound=OfAMoment)
-
 
 class Pages:
     def __init__(
-        self, reads: Reads, listing: Listing, arrivals: Arrivals, tokens: Tokens, past_pages: PastPages
+        self, reads: Reads, kept: Kept, listing: Listing, arrivals: Arrivals, tokens: Tokens, past_pages: PastPages
     ) -> None:
         self._reads = reads
+        self._kept = kept
         self._listing = listing
         self._arrivals = arrivals
         self._tokens = tokens
@@ -57,22 +56,27 @@ class Pages:
         return json_response(listed.body, headers=headers)
 
     async def feed(self, request: web.Request) -> web.Response:
-        found = await self._found(request, None)
-        return self._answer(request, found.moment, found.moment.feed, etag=_weak(found.moment))
+        feed = request.match_info["feed"]
+        params.only(request.query, "min_position")
+
+        async def read() -> Representation | None:
+            found = await self._reads.document(feed)
+            return None if found is None else Representation(found.moment, found.moment.feed, etag=_weak(found.moment))
+
+        return await (await self._read(request, ("feed",), read)).answer(request)
 
     async def entry(self, request: web.Request) -> web.Response:
-        entry = request.match_info["entry"]
-        found = await self._found(request, entry)
-        if found.document is None:
-            raise EntryNotFound(request.match_info["feed"], entry)
-        place = _place.decode(found.document)
-        return self._answer(
-            request,
-            found.moment,
-            found.document,
-            etag=f'"{place.revision}.{place.position}"',
-            status=200 if place.status == "published" else 410,
-        )
+        feed, entry = request.match_info["feed"], request.match_info["entry"]
+        params.only(request.query, "min_position")
+
+        async def read() -> Representation | None:
+            found = await self._reads.document(feed, entry)
+            return None if found is None else _entry(found)
+
+        shown = await self._read(request, ("entry", entry), read)
+        if shown.status == 404:
+            raise EntryNotFound(feed, entry)
+        return await shown.answer(request)
 
     async def entries(self, request: web.Request) -> web.Response:
         feed, query = request.match_info["feed"], request.query
@@ -85,14 +89,18 @@ class Pages:
         limit = params.limit(query)
         after = params.cursor(query, lambda text: read_cursor(text, feed, filters))
         unread_since = params.position(query, "unread_since")
-        page = await self._read(
-            request, lambda: self._reads.page(feed, filters, limit=limit, after=after, unread_since=unread_since)
-        )
-        if unread_since is not None:
-            check_history(unread_since, page.moment)
-        headers: dict[str, str] = {hdrs.LINK: _next(request, page.next)} if page.next else {}
-        return self._answer(
-            request, page.moment, page.body, etag=_weak(page.moment), headers=headers, own=unread_since is not None
+
+        async def read() -> Representation | None:
+            page = await self._reads.page(feed, filters, limit=limit, after=after, unread_since=unread_since)
+            if page is None:
+                return None
+            return Representation(page.moment, page.body, etag=_weak(page.moment), cursor=page.next)
+
+        shown = await self._read(request, ("page", filters, limit, after, unread_since), read, held=unread_since)
+        return await shown.answer(
+            request,
+            private=unread_since is not None,
+            link=_next(request, shown.cursor) if shown.cursor is not None else None,
         )
 
     async def changes(self, request: web.Request) -> web.Response:
@@ -101,76 +109,47 @@ class Pages:
         after = params.position(query, "after")
         limit = params.limit(query)
 
-        def read() -> Awaitable[Difference | None]:
-            return self._reads.difference(feed, after=after or ORIGIN, documents_max=limit)
+        async def read() -> Representation | None:
+            difference = await self._reads.difference(feed, after=after or ORIGIN, documents_max=limit)
+            return None if difference is None else _changes(feed, after or ORIGIN, difference)
 
-        difference = await self._read(request, read)
-        if after is not None:
-            check_history(after, difference.moment)
-            if difference.moment.checkpoint < after:
-                # What the client holds came from a gateway whose Redis was ahead of this one's.
-                difference = await self._read(request, read, min_position=after)
-        own = difference.feed_position.n > (after or ORIGIN).n
-        body = b'{"feed":"%s","position":"%s","more":%s,"feed_document":%s,"documents":[%s]}' % (
-            feed.encode(),
-            str(difference.position).encode(),
-            b"true" if difference.more else b"false",
-            difference.moment.feed if own else b"null",
-            b",".join(difference.documents),
-        )
-        return self._answer(request, difference.moment, body, etag=_weak(difference.moment))
-
-    async def _found(self, request: web.Request, entry: str | None) -> Found:
-        feed = request.match_info["feed"]
-        params.only(request.query, "min_position")
-        return await self._read(request, lambda: self._reads.document(feed, entry))
+        shown = await self._read(request, ("changes", after, limit), read, held=after)
+        if after is not None and shown.moment.checkpoint < after:
+            # What the client holds came from a gateway whose Redis was ahead of this one's.
+            shown = await self._read(request, ("changes", after, limit), read, min_position=after)
+        return await shown.answer(request)
 
     async def _read(
         self,
         request: web.Request,
-        read: Callable[[], Awaitable[_R | None]],
+        key: Hashable,
+        read: Callable[[], Coroutine[Any, Any, Representation | None]],
         *,
         min_position: Position | None = None,
-    ) -> _R:
-        """What `read` gives, of `min_position` or later; a private feed is not there for those who may not see it."""
+        held: Position | None = None,
+    ) -> Representation:
+        """What `read` gives, of `min_position` or later; a private feed is not there for those who may not see it.
+
+        StalePosition for a position that the client says to hold and that is none of this history.
+        """
         feed = request.match_info["feed"]
         sees_private = self._tokens.holder(request) is not None
+        min_position = min_position or params.position(request.query, "min_position")
+        # Whether the log holds a position that is ahead of what is kept, only the log can say.
+        at_least = max((position for position in (min_position, held) if position is not None), default=None)
 
-        async def visible() -> _R | None:
-            found = await read()
+        async def visible() -> Representation | None:
+            found = await self._kept.read(feed, key, read, at_least=at_least)
             hidden = found is not None and found.moment.visibility == "private" and not sees_private
             return None if hidden else found
 
-        min_position = min_position or params.position(request.query, "min_position")
         async with redis_errors("nothing was read"):
             found = await read_at(self._arrivals, feed, visible, min_position=min_position)
         if found is None:
             raise FeedNotFound(feed)
+        if held is not None:
+            check_history(held, found.moment)
         return found
-
-    def _answer(
-        self,
-        request: web.Request,
-        moment: Moment,
-        body: bytes,
-        *,
-        etag: str,
-        status: int = 200,
-        headers: dict[str, str] | None = None,
-        own: bool = False,
-    ) -> web.Response:
-        """`own`: the body is one reader's, not everybody's."""
-        private = own or moment.visibility == "private" or hdrs.AUTHORIZATION in request.headers
-        headers = {
-            **(headers or {}),
-            hdrs.ETAG: etag,
-            "Dateline-Position": str(moment.checkpoint),
-            hdrs.CACHE_CONTROL: PRIVATE if private else PUBLIC,
-            hdrs.VARY: hdrs.ACCEPT_ENCODING,
-        }
-        if not_modified(request, etag) and status == 200:
-            return web.Response(status=304, headers=headers)
-        return json_response(body, status=status, headers=headers)
 
 
 class _Place(msgspec.Struct, frozen=True):
@@ -180,6 +159,29 @@ class _Place(msgspec.Struct, frozen=True):
 
 
 _place = msgspec.json.Decoder(_Place)
+
+
+def _entry(found: Found) -> Representation:
+    if found.document is None:
+        return Representation(found.moment, b"", etag="", status=404)
+    place = _place.decode(found.document)
+    return Representation(
+        found.moment,
+        found.document,
+        etag=f'"{place.revision}.{place.position}"',
+        status=200 if place.status == "published" else 410,
+    )
+
+
+def _changes(feed: str, after: Position, difference: Difference) -> Representation:
+    body = b'{"feed":"%s","position":"%s","more":%s,"feed_document":%s,"documents":[%s]}' % (
+        feed.encode(),
+        str(difference.position).encode(),
+        b"true" if difference.more else b"false",
+        difference.moment.feed if difference.feed_position.n > after.n else b"null",
+        b",".join(difference.documents),
+    )
+    return Representation(difference.moment, body, etag=_weak(difference.moment))
 
 
 def _weak(moment: Moment) -> str:

@@ -53,6 +53,10 @@ class Page(Struct, frozen=True):
     next: str | None
     rendered: dict[tuple[str | None, str], bytes] = msgspec.field(default_factory=dict)
 
+    @property
+    def size_bytes(self) -> int:
+        return 1_024 + len(self.body) + len(self.moment.feed)
+
     def snapshot(self) -> bytes:
         """The page document plus `feed_document`."""
         return b'%s,"feed_document":%s}' % (self.body[:-1], self.moment.feed)
@@ -87,6 +91,10 @@ class Difference(Struct, frozen=True):
 class Found(Struct, frozen=True):
     moment: Moment
     document: bytes | None
+
+    @property
+    def size_bytes(self) -> int:
+        return 1_024 + len(self.moment.feed) + len(self.document or b"")
 
 
 class Reads:

@@ -11,6 +11,7 @@ from aiohttp import web
 from services.gateway.app import routes
 from services.gateway.differences import Differences
 from services.gateway.events import Events
+from services.gateway.kept import Kept
 from services.gateway.listing import Listing
 from services.gateway.live_page import LivePage
 from services.gateway.moments import Moments
@@ -52,19 +53,22 @@ class Gateway:
         reads = Reads(self._redis, self._keys)
         listing = Listing(self._redis, self._keys)
         arrivals = Arrivals()
-        differences = Differences(reads)
+        self._kept = kept = Kept()
+        differences = Differences(reads, kept)
         tokens = Tokens(config.ops_token)
         log_ = Log(self._redis, self._keys)
         self._pasts = Pasts(log_)
         past_pages = PastPages(log_, reads, arrivals, tokens, self._pasts)
-        snapshots = Snapshots(reads, arrivals)
-        moments = Moments(reads, arrivals)
+        snapshots = Snapshots(reads, kept, arrivals)
+        moments = Moments(reads, kept, arrivals)
         self._readers = Readers(differences, snapshots, moments, metrics, readers_max=config.readers_max)
         self._witness = Witness(self._redis, self._keys, on_restart=self._restarted)
         self._purges = Purges(self._redis, self._keys, name=process_name(), forget=self._forget)
-        self._tail = Tail(self._redis, self._blocking, self._keys, self._readers, arrivals, self._purges, self._witness)
+        self._tail = Tail(
+            self._redis, self._blocking, self._keys, self._readers, kept, arrivals, self._purges, self._witness
+        )
         self.routes: list[web.RouteDef] = routes(
-            Pages(reads, listing, arrivals, tokens, past_pages),
+            Pages(reads, kept, listing, arrivals, tokens, past_pages),
             past_pages,
             Events(log_, reads, arrivals, tokens),
             Streams(moments, self._readers, tokens),
@@ -98,10 +102,12 @@ class Gateway:
     def _restarted(self) -> None:
         """Another server process than before: what this one remembers of its streams and frames is no more than that."""
         self._tail.forget()
+        self._kept.forget_all()
         self._readers.following.forget_all()
 
     def _forget(self, feed: str, entry: str) -> Awaitable[None]:
-        """Frames at once, before another one is delivered; the past when its file can be written."""
+        """Reads and frames at once, before another one is delivered; the past when its file can be written."""
+        self._kept.forget(feed)
         self._readers.following.forget_frames(feed)
         return self._pasts.forget_entry(feed, entry)
 

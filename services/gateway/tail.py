@@ -1,16 +1,17 @@
 """The tail: the one reader of `frames` in a gateway process, and the sweep that finds what frames did not bring.
 
-Owns the way from Redis to `readers`. Frames are hints: XREAD below a trim point skips silently, and with a cursor ahead of a
-stream that was made anew it waits for ever, so once a second the checkpoints of all followed feeds are compared with what
-was sent.
+Owns the way from Redis to `readers` and `kept`. Frames are hints: XREAD below a trim point skips silently, and with a cursor
+ahead of a stream that was made anew it waits for ever, so once a second the checkpoints of all followed feeds are compared
+with what was sent, and twice a second those of feeds that have kept pages with what is given of them.
 """
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import structlog
 
-from services.gateway.followed import Followed
+from services.gateway.kept import Kept
 from services.gateway.purges import Purges
 from services.gateway.readers import Readers
 from services.gateway.ring import Ready
@@ -26,6 +27,8 @@ log = structlog.get_logger()
 BLOCK_SECONDS = 1.0
 FRAMES_PER_READ_MAX = 200
 SWEEP_SECONDS = 1.0
+# Well within the time for which `kept` trusts what it was told: only a server that does not answer lets that lapse.
+KEPT_SWEEP_SECONDS = 0.4
 BACKOFF_SECONDS = 0.3
 # A tail that has heard nothing from the server for so long cannot promise readers anything.
 STALE_SECONDS = 5.0
@@ -38,6 +41,7 @@ class Tail:
         blocking: Redis,
         keys: Keys,
         readers: Readers,
+        kept: Kept,
         arrivals: Arrivals,
         purges: Purges,
         witness: Witness,
@@ -46,6 +50,7 @@ class Tail:
         self._blocking = blocking
         self._keys = keys
         self._readers = readers
+        self._kept = kept
         self._arrivals = arrivals
         self._purges = purges
         self._witness = witness
@@ -58,6 +63,7 @@ class Tail:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow())
             group.create_task(self._sweep_often())
+            group.create_task(self._sweep_kept_often())
 
     def forget(self) -> None:
         """Another server process may answer: where its streams end is found anew."""
@@ -102,6 +108,7 @@ class Tail:
                         self._deliver(fields)
             except (Unavailable, *UNREACHABLE) as error:
                 log.warning("tail_interrupted", error=repr(error))
+                self._kept.forget_all()
                 interrupted = True
                 await asyncio.sleep(BACKOFF_SECONDS)
 
@@ -111,9 +118,12 @@ class Tail:
             self._purges.purge(feed, fields[b"d"])
             return
         if fields[b"k"] == b"flip":
-            return  # another generation at the same checkpoint: nobody holds anything else because of it
+            # Another generation at the same checkpoint: no reader holds anything else because of it.
+            self._kept.forget(feed)
+            return
         position = Position.parse(fields[b"p"].decode())
         self._witness.saw(feed, position)
+        self._kept.moved(feed, position)
         # A projector of an older release does not say when.
         recorded_at = int(fields[b"r"]) if b"r" in fields else None
         self._readers.following.deliver(Ready(feed, position, fields[b"k"].decode(), fields[b"d"], recorded_at))
@@ -147,22 +157,37 @@ class Tail:
         followed = [feed for feed in self._readers.following.feeds() if feed.position is not None]
         for start in range(0, len(followed), 100):
             part = followed[start : start + 100]
-            for feed, checkpoint in zip(part, await self._checkpoints(part), strict=True):
+            for feed, checkpoint in zip(part, await self._checkpoints([feed.feed for feed in part]), strict=True):
                 # What one sweep saw and no frame has brought until the next was missed, not merely on its way.
                 if feed.swept is not None and feed.position is not None and feed.position < feed.swept:
                     log.info("frames_missed", feed=feed.feed, position=str(feed.position), checkpoint=str(feed.swept))
                     self._readers.following.missed(feed)
                 feed.swept = checkpoint
 
-    async def _checkpoints(self, followed: list[Followed]) -> list[Position | None]:
+    async def _sweep_kept_often(self) -> None:
+        while True:
+            feeds = self._kept.used()
+            # What is kept lapses by itself where this fails; the other sweep tells of it.
+            with suppress(*UNREACHABLE):
+                for start in range(0, len(feeds), 100):
+                    await self._checkpoints(feeds[start : start + 100])
+            await asyncio.sleep(KEPT_SWEEP_SECONDS)
+
+    async def _checkpoints(self, feeds: list[str]) -> list[Position | None]:
+        """Where the feeds' active generations stand, which what is kept of them must not be behind."""
+        began = self._kept.now()
         pipeline = self._redis.pipeline(transaction=False)
-        for feed in followed:
-            pipeline.get(self._keys.feed(feed.feed).active)
-        generations = await pipeline.execute()
+        for feed in feeds:
+            pipeline.get(self._keys.feed(feed).active)
+        generations = [int(generation or 0) for generation in await pipeline.execute()]
         pipeline = self._redis.pipeline(transaction=False)
-        for feed, generation in zip(followed, generations, strict=True):
-            pipeline.hget(self._keys.feed(feed.feed).of_generation(int(generation or 0)).meta, "checkpoint")
-        return [Position.parse(raw.decode()) if raw else None for raw in await pipeline.execute()]
+        for feed, generation in zip(feeds, generations, strict=True):
+            pipeline.hget(self._keys.feed(feed).of_generation(generation).meta, "checkpoint")
+        checkpoints = [Position.parse(raw.decode()) if raw else None for raw in await pipeline.execute()]
+        for feed, generation, checkpoint in zip(feeds, generations, checkpoints, strict=True):
+            if checkpoint is not None:
+                self._kept.saw(feed, checkpoint, generation, as_of=began)
+        return checkpoints
 
 
 def _stream_id(text: str) -> tuple[int, int]:

@@ -21,6 +21,7 @@ import msgspec
 import pytest
 import uuid_utils
 
+from services.gateway import kept
 from services.gateway.reader import Reader
 from services.gateway.readers import Readers
 from services.gateway.reads import Reads
@@ -276,7 +277,7 @@ class Running:
                     or list(readers.following.feeds())
                     or readers._tasks
                     or readers._catch_ups._waiting
-                    or readers._catch_ups._differences._under_way.keys()
+                    or self.gateway._kept.reading
                 )
             ),
             what="readers are gone",
@@ -332,7 +333,10 @@ async def running_gateway(
         port = int(bound.result().rpartition(":")[2])
         await eventually(lambda: gateway._tail._cursors, what="the tail has found the ends of its streams")
         timeout = aiohttp.ClientTimeout(total=20)
-        async with aiohttp.ClientSession(timeout=timeout, auto_decompress=False) as session:
+        # Bodies come as they are, and are coded only for tests that ask for it.
+        async with aiohttp.ClientSession(
+            timeout=timeout, auto_decompress=False, skip_auto_headers=[aiohttp.hdrs.ACCEPT_ENCODING]
+        ) as session:
             yield Running(gateway, port, session, metrics)
     finally:
         stop.set()
@@ -343,6 +347,11 @@ async def running_gateway(
             if writer is not None:
                 await writer.close()
         assert not unheard, "a task failed and nobody heard of it"
+
+
+def nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every read goes to Redis, for tests of what may happen between two of them."""
+    monkeypatch.setattr(kept, "TRUSTED_SECONDS", -1.0)
 
 
 class Gate:

@@ -22,6 +22,7 @@ from tests.integration.gateway_kit import (
     assert_equals_page,
     eventually,
     minute,
+    nothing_is_kept,
     number,
     on_one_server,
     raw_exchange,
@@ -256,6 +257,7 @@ async def test_commits_between_the_first_read_and_the_first_frame_are_neither_lo
     frames: bool,
 ) -> None:
     """The answer of the handshake's read is held back while positions are committed and their frames come or do not."""
+    nothing_is_kept(monkeypatch)
     await newsroom.story(FEED, 2)
     query, method = BEGINNINGS[beginning]
     other = await gateway.stream(f"{STREAM}?last_event_id=1-1") if others else None
@@ -513,6 +515,7 @@ async def test_a_feed_that_turns_private_during_the_handshake_is_not_shown(
     newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch, query: str
 ) -> None:
     """It was public when the request was let in; the read that follows says otherwise."""
+    nothing_is_kept(monkeypatch)
     await newsroom.story(FEED, 2)
     original = Reads.document
     turned = False
