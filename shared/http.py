@@ -22,7 +22,7 @@ from shared.errors import (
     Unavailable,
     UnsupportedMediaType,
 )
-from shared.listening import FATAL
+from shared.listening import EDGE, FATAL, Handler, UnderWay
 from shared.metrics import Metrics
 from shared.problems import RETRY_AFTER_SECONDS, STATUS, Internal, MethodNotAllowed, NoSuchPath, problem
 
@@ -35,20 +35,30 @@ HEALTH_CHECK_SECONDS = 2.0
 
 _READS = {hdrs.METH_GET, hdrs.METH_HEAD}
 _CORS_REQUEST_HEADERS = "Last-Event-ID, If-None-Match"
-_CORS_EXPOSED = "ETag, Link, Dateline-Position, Retry-After"
+_CORS: Mapping[str, str] = {
+    hdrs.ACCESS_CONTROL_ALLOW_ORIGIN: "*",
+    hdrs.ACCESS_CONTROL_EXPOSE_HEADERS: "ETag, Link, Dateline-Position, Retry-After",
+}
+# What the edge adds to every answer to a public read, beside its request's id.
+PUBLIC_READ: Mapping[str, str] = {hdrs.SERVER: "Dateline", **_CORS}
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+AtHand = Callable[[web.Request], web.Response | None]
 Check = Callable[[], Awaitable[dict[str, Any]]]
 
 REQUEST_ID = web.RequestKey("request_id", str)
 
 
-def application(routes: Iterable[web.RouteDef], *, metrics: Metrics, checks: Mapping[str, Check]) -> web.Application:
+def application(
+    routes: Iterable[web.RouteDef], *, metrics: Metrics, checks: Mapping[str, Check], at_hand: AtHand | None = None
+) -> web.Application:
     """An application of `routes` with problems, health and metrics around them.
 
+    `at_hand` is asked first, and answers public reads that it can answer at once, PUBLIC_READ included; None sends the request
+    to its route.
     Each check gives facts for the body of `/readyz`, or raises Unavailable when this process cannot serve.
     """
-    app = web.Application(middlewares=[_edge(metrics)], client_max_size=BATCH_BODY_BYTES_MAX)
+    app = web.Application(client_max_size=BATCH_BODY_BYTES_MAX)
+    app[EDGE] = _edge(metrics, at_hand)
     app.add_routes(routes)
     app.add_routes(
         [
@@ -116,46 +126,66 @@ def not_modified(request: web.Request, etag: str) -> bool:
     lines = request.headers.getall(hdrs.IF_NONE_MATCH, None)
     if lines is None:
         return False
+    if lines == [etag]:
+        return True
     header = ", ".join(lines)
     return header.strip() == "*" or etag.removeprefix("W/").strip('"') in etags(header)
 
 
-def _edge(metrics: Metrics) -> Any:
-    """The outermost layer: a request id for every request, a problem document for every error, CORS for public reads."""
+def _edge(metrics: Metrics, at_hand: AtHand | None) -> Callable[[Handler, UnderWay], Handler]:
+    """The outermost layer: a request id for every request, a problem document for every error, CORS for public reads.
 
-    @web.middleware
-    async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
-        request_id = str(uuid_utils.uuid7())
-        request[REQUEST_ID] = request_id
-        try:
-            response = await handler(request)
-        except DatelineError as error:
-            response = _answer(error, request, request_id, metrics)
-        except web.HTTPMethodNotAllowed as error:
-            response = _allowed(error, request, request_id, metrics)
-        except web.HTTPException as error:
-            if error.status < 400:
-                raise
-            response = _answer(_translated(error), request, request_id, metrics)
-        except (ConnectionError, asyncio.CancelledError):
-            raise
-        except Exception:
-            log.exception("request_failed", request_id=request_id, method=request.method, path=request.path)
-            response = _answer(Internal("the log has the facts under this request id"), request, request_id, metrics)
-        if not response.prepared:
-            response.headers["X-Request-Id"] = request_id
-            response.headers[hdrs.SERVER] = "Dateline"
-            cors(request, response)
-        return response
+    It is around the application and no middleware in it, which would come after the search for a route and cost as much.
+    """
 
-    return edge
+    def around(handler: Handler, under_way: UnderWay) -> Handler:
+        async def edge(request: web.Request) -> web.StreamResponse:
+            request_id = str(uuid_utils.uuid7())
+            response: web.StreamResponse | None
+            complete = False
+            under_way.begin()
+            try:
+                try:
+                    response = at_hand(request) if at_hand is not None else None
+                    complete = response is not None
+                    if response is None:
+                        request[REQUEST_ID] = request_id
+                        response = await handler(request)
+                except DatelineError as error:
+                    response = _answer(error, request, request_id, metrics)
+                except web.HTTPMethodNotAllowed as error:
+                    response = _allowed(error, request, request_id, metrics)
+                except web.HTTPException as error:
+                    if error.status < 400:
+                        raise
+                    response = _answer(_translated(error), request, request_id, metrics)
+                except (ConnectionError, asyncio.CancelledError):
+                    raise
+                except Exception:
+                    log.exception("request_failed", request_id=request_id, method=request.method, path=request.path)
+                    internal = Internal("the log has the facts under this request id")
+                    response = _answer(internal, request, request_id, metrics)
+                if not response.prepared:
+                    response.headers["X-Request-Id"] = request_id
+                    if not complete:
+                        response.headers[hdrs.SERVER] = "Dateline"
+                        cors(request, response)
+                    if under_way.draining:
+                        # Tells the client to send nothing more on a connection that is about to close.
+                        response.force_close()
+                return response
+            finally:
+                under_way.end()
+
+        return edge
+
+    return around
 
 
 def cors(request: web.Request, response: web.StreamResponse) -> None:
     """Public reads, errors included, may be used from any origin; what carries a token may not."""
     if request.method in _READS and hdrs.AUTHORIZATION not in request.headers:
-        response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = "*"
-        response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = _CORS_EXPOSED
+        response.headers.update(_CORS)
 
 
 def _answer(error: DatelineError, request: web.Request, request_id: str, metrics: Metrics) -> web.Response:

@@ -18,7 +18,30 @@ log = structlog.get_logger()
 # Set by a handler that found our own data broken: the process then stops, loudly.
 FATAL: web.AppKey[asyncio.Future[None]] = web.AppKey("fatal", asyncio.Future)
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+class UnderWay:
+    """Counts the requests that are being answered: whoever answers them says so."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.draining = False
+        self.none = asyncio.Event()
+        self.none.set()
+
+    def begin(self) -> None:
+        self.count += 1
+        self.none.clear()
+
+    def end(self) -> None:
+        self.count -= 1
+        if self.count == 0:
+            self.none.set()
+
+
+Handler = Callable[[Any], Awaitable[web.StreamResponse]]
+
+# What is around an application: given how it answers, and the count to keep of its requests, it answers all of them.
+EDGE: web.AppKey[Callable[[Handler, UnderWay], Handler]] = web.AppKey("edge")
 
 
 async def listen(
@@ -36,11 +59,14 @@ async def listen(
     `on_listening` is called with the address that was bound, once it accepts.
     """
     app[FATAL] = asyncio.get_running_loop().create_future()
-    under_way = _UnderWay()
-    app.middlewares.insert(0, under_way.middleware())
+    under_way = UnderWay()
     # A parked stream must notice that its reader went away; what draining leaves over is closed at once.
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.5)
     await runner.setup()
+    server = runner.server
+    if server is None:
+        raise RuntimeError("a runner that is set up has a server")
+    server.request_handler = app[EDGE](server.request_handler, under_way)
     try:
         site = web.TCPSite(runner, host, port, backlog=4096)
         try:
@@ -64,31 +90,3 @@ async def listen(
                 log.warning("drain_incomplete", drain_seconds=drain_seconds, requests=under_way.count)
     finally:
         await runner.cleanup()
-
-
-class _UnderWay:
-    """Counts the requests that are being answered."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.draining = False
-        self.none = asyncio.Event()
-        self.none.set()
-
-    def middleware(self) -> Any:
-        @web.middleware
-        async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
-            self.count += 1
-            self.none.clear()
-            try:
-                response = await handler(request)
-                if self.draining and not response.prepared:
-                    # Tells the client to send nothing more on a connection that is about to close.
-                    response.force_close()
-                return response
-            finally:
-                self.count -= 1
-                if self.count == 0:
-                    self.none.set()
-
-        return count

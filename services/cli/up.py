@@ -97,6 +97,7 @@ async def installation(config: Config, *, data_dir: Path) -> AsyncIterator[Insta
                             [*writer.routes, *gateway.routes],
                             metrics=metrics,
                             checks={**writer.checks, **gateway.checks},
+                            at_hand=gateway.at_hand,
                         ),
                         host=config.listen_host,
                         port=config.listen_port,

@@ -81,23 +81,30 @@ class Kept:
         is read for them may still come short of it. Errors, and None for a feed that is not readable, go to all who wait
         and are not kept.
         """
-        held = self._feeds.get(feed)
-        if held is not None and held.keys:
-            value = self._values.get((feed, key))
-            if value is not None and self._trusted(held) and _reaches(value, at_least):
-                self._values.move_to_end((feed, key))
-                held.used = True
-                found: _V = value
-                return found
+        kept: _V | None = self.find(feed, key, at_least=at_least)
+        if kept is not None:
+            return kept
         under_way = self._under_way(feed, key)
         if under_way is not None:
             joined: _V | None = await asyncio.shield(under_way)
-            if at_least is None or (joined is not None and _reaches(joined, at_least)):
+            if at_least is None or (joined is not None and joined.moment.checkpoint >= at_least):
                 return joined
             # It may have begun before that position was there. One that is under way now began after this call.
             under_way = self._under_way(feed, key)
         # One who leaves must not take the answer from the others.
         return await asyncio.shield(under_way or self._begin(feed, key, read))
+
+    def find(self, feed: str, key: Hashable, *, at_least: Position | None = None) -> Any:
+        """What is kept under the key, None where it has to be read."""
+        value = self._values.get((feed, key))
+        if value is None or (at_least is not None and value.moment.checkpoint < at_least):
+            return None
+        held = self._feeds[feed]
+        if not self._trusted(held):
+            return None
+        held.used = True
+        self._values.move_to_end((feed, key))
+        return value
 
     # What is known of feeds
 
@@ -215,7 +222,3 @@ class Kept:
     def _tidy(self, feed: str, held: _Feed) -> None:
         if not held.keys and not held.under_way:
             self._feeds.pop(feed, None)
-
-
-def _reaches(value: Keepable, at_least: Position | None) -> bool:
-    return at_least is None or value.moment.checkpoint >= at_least

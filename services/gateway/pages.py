@@ -25,6 +25,11 @@ from shared.position import ORIGIN, Position
 from shared.redis import redis_errors
 from shared.tokens import Tokens
 
+# Request targets whose parts are remembered.
+TARGETS_MAX = 1_024
+
+_READS = frozenset({hdrs.METH_GET, hdrs.METH_HEAD})
+
 
 class Pages:
     def __init__(
@@ -36,6 +41,7 @@ class Pages:
         self._arrivals = arrivals
         self._tokens = tokens
         self._past_pages = past_pages
+        self._asked: dict[str, _Asked] = {}
 
     async def feeds(self, request: web.Request) -> web.Response:
         holder = self._tokens.holder(request)
@@ -52,104 +58,168 @@ class Pages:
             )
         headers: dict[str, str] = {hdrs.CACHE_CONTROL: PRIVATE if holder else PUBLIC, hdrs.VARY: hdrs.ACCEPT_ENCODING}
         if listed.next:
-            headers[hdrs.LINK] = _next(request, listed.next)
+            headers[hdrs.LINK] = params.next_link(request.path, query.items(), listed.next)
         return json_response(listed.body, headers=headers)
 
     async def feed(self, request: web.Request) -> web.Response:
-        feed = request.match_info["feed"]
-        params.only(request.query, "min_position")
+        asked = self._asked.get(request.raw_path)
+        if asked is None:
+            feed = request.match_info["feed"]
+            params.only(request.query, "min_position")
 
-        async def read() -> Representation | None:
-            found = await self._reads.document(feed)
-            return None if found is None else Representation(found.moment, found.moment.feed, etag=_weak(found.moment))
+            async def read() -> Representation | None:
+                found = await self._reads.document(feed)
+                return (
+                    None if found is None else Representation(found.moment, found.moment.feed, etag=_weak(found.moment))
+                )
 
-        return await (await self._read(request, ("feed",), read)).answer(request)
+            asked = self._remember(request, ("feed",), read)
+        return await self._answer(request, asked)
 
     async def entry(self, request: web.Request) -> web.Response:
-        feed, entry = request.match_info["feed"], request.match_info["entry"]
-        params.only(request.query, "min_position")
+        asked = self._asked.get(request.raw_path)
+        if asked is None:
+            feed, entry = request.match_info["feed"], request.match_info["entry"]
+            params.only(request.query, "min_position")
 
-        async def read() -> Representation | None:
-            found = await self._reads.document(feed, entry)
-            return None if found is None else _entry(found)
+            async def read() -> Representation | None:
+                found = await self._reads.document(feed, entry)
+                return None if found is None else _entry(found)
 
-        shown = await self._read(request, ("entry", entry), read)
-        if shown.status == 404:
-            raise EntryNotFound(feed, entry)
-        return await shown.answer(request)
+            asked = self._remember(request, ("entry", entry), read)
+        return await self._answer(request, asked)
 
     async def entries(self, request: web.Request) -> web.Response:
-        feed, query = request.match_info["feed"], request.query
-        if "at" in query:
-            return await self._past_pages.entries(request)
-        params.only(
-            query, "order", "limit", "cursor", "since", "until", "tag", "key_events", "min_position", "unread_since"
-        )
-        filters = params.filters(query)
-        limit = params.limit(query)
-        after = params.cursor(query, lambda text: read_cursor(text, feed, filters))
-        unread_since = params.position(query, "unread_since")
+        asked = self._asked.get(request.raw_path)
+        if asked is None:
+            feed, query = request.match_info["feed"], request.query
+            if "at" in query:
+                return await self._past_pages.entries(request)
+            params.only(
+                query, "order", "limit", "cursor", "since", "until", "tag", "key_events", "min_position", "unread_since"
+            )
+            filters = params.filters(query)
+            limit = params.limit(query)
+            after = params.cursor(query, lambda text: read_cursor(text, feed, filters))
+            unread_since = params.position(query, "unread_since")
 
-        async def read() -> Representation | None:
-            page = await self._reads.page(feed, filters, limit=limit, after=after, unread_since=unread_since)
-            if page is None:
-                return None
-            return Representation(page.moment, page.body, etag=_weak(page.moment), cursor=page.next)
+            async def read() -> Representation | None:
+                page = await self._reads.page(feed, filters, limit=limit, after=after, unread_since=unread_since)
+                if page is None:
+                    return None
+                return Representation(page.moment, page.body, etag=_weak(page.moment), cursor=page.next)
 
-        shown = await self._read(request, ("page", filters, limit, after, unread_since), read, held=unread_since)
-        return await shown.answer(
-            request,
-            private=unread_since is not None,
-            link=_next(request, shown.cursor) if shown.cursor is not None else None,
-        )
+            key = ("page", filters, limit, after, unread_since)
+            asked = self._remember(request, key, read, holds=unread_since, private=unread_since is not None)
+        return await self._answer(request, asked)
 
     async def changes(self, request: web.Request) -> web.Response:
-        feed, query = request.match_info["feed"], request.query
-        params.only(query, "after", "limit", "min_position")
-        after = params.position(query, "after")
-        limit = params.limit(query)
+        asked = self._asked.get(request.raw_path)
+        if asked is None:
+            feed, query = request.match_info["feed"], request.query
+            params.only(query, "after", "limit", "min_position")
+            after = params.position(query, "after")
+            limit = params.limit(query)
 
-        async def read() -> Representation | None:
-            difference = await self._reads.difference(feed, after=after or ORIGIN, documents_max=limit)
-            return None if difference is None else _changes(feed, after or ORIGIN, difference)
+            async def read() -> Representation | None:
+                difference = await self._reads.difference(feed, after=after or ORIGIN, documents_max=limit)
+                return None if difference is None else _changes(feed, after or ORIGIN, difference)
 
-        shown = await self._read(request, ("changes", after, limit), read, held=after)
-        if after is not None and shown.moment.checkpoint < after:
-            # What the client holds came from a gateway whose Redis was ahead of this one's.
-            shown = await self._read(request, ("changes", after, limit), read, min_position=after)
-        return await shown.answer(request)
+            asked = self._remember(request, ("changes", after, limit), read, holds=after, waits=True)
+        return await self._answer(request, asked)
 
-    async def _read(
+    def _remember(
         self,
         request: web.Request,
         key: Hashable,
         read: Callable[[], Coroutine[Any, Any, Representation | None]],
         *,
-        min_position: Position | None = None,
-        held: Position | None = None,
-    ) -> Representation:
-        """What `read` gives, of `min_position` or later; a private feed is not there for those who may not see it.
+        holds: Position | None = None,
+        waits: bool = False,
+        private: bool = False,
+    ) -> "_Asked":
+        """What a request is taken for, and the next one with the same target without a look at its parts."""
+        asked = _Asked(request, key, read, holds=holds, waits=waits, private=private)
+        if len(self._asked) >= TARGETS_MAX:
+            self._asked.clear()
+        self._asked[request.raw_path] = asked
+        return asked
 
-        StalePosition for a position that the client says to hold and that is none of this history.
-        """
-        feed = request.match_info["feed"]
-        sees_private = self._tokens.holder(request) is not None
-        min_position = min_position or params.position(request.query, "min_position")
-        # Whether the log holds a position that is ahead of what is kept, only the log can say.
-        at_least = max((position for position in (min_position, held) if position is not None), default=None)
+    def at_hand(self, request: web.Request) -> web.Response | None:
+        """The answer to a request without a token, if all of it is kept: no route, no parameter has to be looked at."""
+        asked = self._asked.get(request.raw_path)
+        if asked is None or asked.at_least is not None or request.method not in _READS:
+            return None
+        shown = self._kept.find(asked.feed, asked.key)
+        if shown is None or shown.status == 404 or shown.moment.visibility == "private":
+            return None
+        return None if hdrs.AUTHORIZATION in request.headers else asked.answer(request, shown)
+
+    async def _answer(self, request: web.Request, asked: "_Asked") -> web.Response:
+        shown = await self._read(asked, sees_private=self._tokens.holder(request) is not None)
+        if shown.status == 404:
+            raise EntryNotFound(asked.feed, request.match_info["entry"])
+        while (answer := asked.answer(request, shown)) is None:
+            await shown.code(request)
+        return answer
+
+    async def _read(self, asked: "_Asked", *, sees_private: bool) -> Representation:
+        """A private feed is not there for those who may not see it; StalePosition for positions of another history."""
 
         async def visible() -> Representation | None:
-            found = await self._kept.read(feed, key, read, at_least=at_least)
+            found = await self._kept.read(asked.feed, asked.key, asked.read, at_least=asked.at_least)
             hidden = found is not None and found.moment.visibility == "private" and not sees_private
             return None if hidden else found
 
         async with redis_errors("nothing was read"):
-            found = await read_at(self._arrivals, feed, visible, min_position=min_position)
+            found = await read_at(self._arrivals, asked.feed, visible, min_position=asked.min_position)
+            if found is not None and asked.holds is not None:
+                check_history(asked.holds, found.moment)
+                if asked.waits and found.moment.checkpoint < asked.holds:
+                    # What the client holds came from a gateway whose Redis was ahead of this one's.
+                    found = await read_at(self._arrivals, asked.feed, visible, min_position=asked.holds)
         if found is None:
-            raise FeedNotFound(feed)
-        if held is not None:
-            check_history(held, found.moment)
+            raise FeedNotFound(asked.feed)
         return found
+
+
+class _Asked:
+    """What a request's target asks for.
+
+    `holds` is a position that the client says to hold: the log's history must have it, and with `waits` the answer too.
+    `private`: what is given is one reader's, not everybody's.
+    """
+
+    def __init__(
+        self,
+        request: web.Request,
+        key: Hashable,
+        read: Callable[[], Coroutine[Any, Any, Representation | None]],
+        *,
+        holds: Position | None,
+        waits: bool,
+        private: bool,
+    ) -> None:
+        self.feed = request.match_info["feed"]
+        self.key = key
+        self.read = read
+        self.min_position = params.position(request.query, "min_position")
+        self.holds = holds
+        self.waits = waits
+        self.private = private
+        # Whether the log has a position that is ahead of what is kept, only the log can say.
+        self.at_least = max((at for at in (self.min_position, holds) if at is not None), default=None)
+        self._path = request.path
+        self._query = tuple(request.query.items())
+        self._link = ("", "")
+
+    def answer(self, request: web.Request, shown: Representation) -> web.Response | None:
+        """`shown` as this request's answer, with the link to the next page, put together once while that is the same."""
+        if shown.cursor is None:
+            return shown.answer(request, private=self.private)
+        if self._link[0] != shown.cursor:
+            self._link = (shown.cursor, params.next_link(self._path, self._query, shown.cursor))
+        return shown.answer(request, private=self.private, link=self._link[1])
 
 
 class _Place(msgspec.Struct, frozen=True):
@@ -186,7 +256,3 @@ def _changes(feed: str, after: Position, difference: Difference) -> Representati
 
 def _weak(moment: Moment) -> str:
     return f'W/"{moment.checkpoint}.{SCHEMA}"'
-
-
-def _next(request: web.Request, cursor: str) -> str:
-    return params.next_link(request.path, request.query.items(), cursor)

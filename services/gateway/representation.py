@@ -14,7 +14,7 @@ from backports import zstd
 from multidict import CIMultiDict
 
 from services.gateway.reads import Moment
-from shared.http import not_modified
+from shared.http import PUBLIC_READ, not_modified
 
 PUBLIC = "public, max-age=0, s-maxage=1"
 PRIVATE = "private, no-store"
@@ -44,7 +44,7 @@ class Representation:
         # Of the page after this one.
         self.cursor = cursor
         self._may_be_coded = etag.startswith("W/") and len(body) >= CODED_FROM_BYTES
-        self._coded: dict[str, bytes] = {}
+        self._coded = {"identity": body}
         self._coding: dict[str, asyncio.Task[None]] = {}
         self._headers: dict[tuple[bool, str | None], CIMultiDict[str]] = {}
 
@@ -53,18 +53,39 @@ class Representation:
         """With all of its codings, each of which counts as no smaller than the body."""
         return 1_024 + len(self.body) * (1 + len(_CODERS) * self._may_be_coded)
 
-    async def answer(self, request: web.Request, *, private: bool = False, link: str | None = None) -> web.Response:
-        """The document, or 304 to one who has it already. `private` is what one reader alone may keep."""
+    def answer(self, request: web.Request, *, private: bool = False, link: str | None = None) -> web.Response | None:
+        """The document, or 304 to one who has it already; None where a coding has to be made first.
+
+        `private` is what one reader alone may keep.
+        """
         private = private or self.moment.visibility == "private" or hdrs.AUTHORIZATION in request.headers
         if self.status == 200 and not_modified(request, self.etag):
             response = web.Response(status=304, headers=self._headers_for(private, None))
         else:
             coding = _coding_for(request) if self._may_be_coded else "identity"
-            body = self.body if coding == "identity" else await self._coded_in(coding)
+            body = self._coded.get(coding)
+            if body is None:
+                return None
             response = web.Response(status=self.status, body=body, headers=self._headers_for(private, coding))
         if link is not None:
             response.headers[hdrs.LINK] = link
         return response
+
+    async def code(self, request: web.Request) -> None:
+        """Make the coding that `answer` lacks."""
+        coding = _coding_for(request)
+        if len(self.body) <= CODED_IN_LOOP_BYTES_MAX:
+            self._coded[coding] = _CODERS[coding](self.body)
+            return
+        task = self._coding.get(coding)
+        if task is None:
+            task = self._coding[coding] = asyncio.get_running_loop().create_task(self._code(coding))
+            task.add_done_callback(lambda _: self._coding.pop(coding))
+        # One who leaves must not take the answer from the others.
+        await asyncio.shield(task)
+
+    async def _code(self, coding: str) -> None:
+        self._coded[coding] = await asyncio.to_thread(_CODERS[coding], self.body)
 
     def _headers_for(self, private: bool, coding: str | None) -> CIMultiDict[str]:
         """Those of an answer in a coding, or of a 304 for None; whoever takes them copies them."""
@@ -78,28 +99,14 @@ class Representation:
                     hdrs.VARY: hdrs.ACCEPT_ENCODING,
                 }
             )
+            if not private:
+                headers.update(PUBLIC_READ)
             if coding is not None:
                 headers[hdrs.CONTENT_TYPE] = "application/json; charset=utf-8"
                 if coding != "identity":
                     headers[hdrs.CONTENT_ENCODING] = coding
             self._headers[private, coding] = headers
         return headers
-
-    async def _coded_in(self, coding: str) -> bytes:
-        if coding not in self._coded:
-            if len(self.body) <= CODED_IN_LOOP_BYTES_MAX:
-                self._coded[coding] = _CODERS[coding](self.body)
-            else:
-                task = self._coding.get(coding)
-                if task is None:
-                    task = self._coding[coding] = asyncio.get_running_loop().create_task(self._code(coding))
-                    task.add_done_callback(lambda _: self._coding.pop(coding))
-                # One who leaves must not take the answer from the others.
-                await asyncio.shield(task)
-        return self._coded[coding]
-
-    async def _code(self, coding: str) -> None:
-        self._coded[coding] = await asyncio.to_thread(_CODERS[coding], self.body)
 
 
 def _coding_for(request: web.Request) -> str:

@@ -67,8 +67,10 @@ class Gateway:
         self._tail = Tail(
             self._redis, self._blocking, self._keys, self._readers, kept, arrivals, self._purges, self._witness
         )
+        pages = Pages(reads, kept, listing, arrivals, tokens, past_pages)
+        self.at_hand = pages.at_hand
         self.routes: list[web.RouteDef] = routes(
-            Pages(reads, kept, listing, arrivals, tokens, past_pages),
+            pages,
             past_pages,
             Events(log_, reads, arrivals, tokens),
             Streams(moments, self._readers, tokens),
@@ -129,7 +131,7 @@ async def run(config: Config, stop: asyncio.Event) -> None:
     gateway = Gateway(config, metrics)
     try:
         await serving(gateway.prepare, stop)
-        app = application(gateway.routes, metrics=metrics, checks=gateway.checks)
+        app = application(gateway.routes, metrics=metrics, checks=gateway.checks, at_hand=gateway.at_hand)
 
         async def listening(url: str) -> None:
             log.info("gateway_listening", url=url)

@@ -316,7 +316,7 @@ async def running_gateway(
             stop,
             gateway.run(),
             listen(
-                application(routes, metrics=metrics, checks=gateway.checks),
+                application(routes, metrics=metrics, checks=gateway.checks, at_hand=gateway.at_hand),
                 host="127.0.0.1",
                 port=0,
                 drain=gateway.drain,
