@@ -172,8 +172,9 @@ class Desk:
                 del self._heads[next(iter(self._heads))]
 
     async def _append(self, request: Request, append: Append) -> Appended | Known | Stale | Conflict | Unadmitted:
-        async with _outcome_unknown(request.feed, append.command):
-            return await self._log.append(request.feed, append, confirmation=request.confirmation)
+        with self._metrics.append_seconds.time():
+            async with _outcome_unknown(request.feed, append.command):
+                return await self._log.append(request.feed, append, confirmation=request.confirmation)
 
     async def confirm(self, feed: str, confirmation: Confirmation | None) -> None:
         """What stood before a request is acknowledged by it as well: OutcomeUnknown unless it is as durable as promised."""
