@@ -35,6 +35,8 @@ class Config(Struct, frozen=True):
     server_binary: str | None = None
     listen_host: str = "127.0.0.1"
     listen_port: Port = 8080
+    # `/metrics` on a port of its own as well.
+    metrics_port: Port | None = None
     public_url: str | None = None
     archive_url: str | None = None
     ops_token: str | None = None
@@ -42,6 +44,9 @@ class Config(Struct, frozen=True):
     # How many replicas confirm a write that is to be `replicated`.
     replicas: Annotated[int, Meta(ge=1, le=100)] = 1
     drain_seconds: Seconds = 10
+    # Processes of a writer or a gateway, or of both in `up`, on one port; unset it is one, and for `up` the machine says.
+    workers: Annotated[int, Meta(ge=1, le=256)] | None = None
+    # Of each process.
     readers_max: Annotated[int, Meta(ge=1)] = 10_000
     key_prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,32}$")] = "dl"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -25,6 +25,7 @@ from shared.errors import (
 from shared.listening import EDGE, FATAL, Handler, UnderWay
 from shared.metrics import Metrics
 from shared.problems import RETRY_AFTER_SECONDS, STATUS, Internal, MethodNotAllowed, NoSuchPath, problem
+from shared.scraping import scrape
 
 log = structlog.get_logger()
 
@@ -64,7 +65,7 @@ def application(
         [
             web.get("/healthz", _healthy),
             web.get("/readyz", _ready(checks)),
-            web.get("/metrics", _metrics(metrics)),
+            web.get("/metrics", scrape(metrics)),
         ]
     )
     return app
@@ -254,12 +255,3 @@ def _ready(checks: Mapping[str, Check]) -> Handler:
         return json_response(msgspec.json.encode(body), status=status, headers=headers)
 
     return ready
-
-
-def _metrics(metrics: Metrics) -> Handler:
-    async def render(request: web.Request) -> web.Response:
-        return web.Response(
-            body=metrics.render(), headers={hdrs.CONTENT_TYPE: "text/plain; version=0.0.4; charset=utf-8"}
-        )
-
-    return render

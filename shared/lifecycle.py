@@ -5,18 +5,14 @@ Owns signals and the wait for the log's server. A service that listens has `list
 
 import asyncio
 import contextlib
-import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
 import structlog
 
-from shared.config import Config
-from shared.errors import DatelineError, Misconfigured
-from shared.logs import configure_logs
+from shared.errors import Misconfigured
 from shared.redis import UNREACHABLE, AuthenticationError
 
 log = structlog.get_logger()
@@ -90,18 +86,3 @@ async def serving(prepare: Callable[[], Awaitable[None]], stop: asyncio.Event) -
             async with asyncio.timeout(WAIT_FOR_SERVER_SECONDS):
                 await stop.wait()
     return None
-
-
-def program(service: str, run: Callable[[Config, asyncio.Event], Coroutine[Any, Any, None]]) -> None:
-    """`python -m services.<service>`: configured by the environment alone, runs until a signal, exit code 1 on an error."""
-
-    async def until_signal(config: Config) -> None:
-        async with stop_on_signals() as stop:
-            await run(config, stop)
-
-    try:
-        config = Config.load(os.environ)
-        configure_logs(config, service=service)
-        asyncio.run(until_signal(config))
-    except DatelineError as error:
-        sys.exit(f"dateline {service}: {error}")

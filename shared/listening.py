@@ -49,6 +49,7 @@ async def listen(
     *,
     host: str,
     port: int,
+    shares_port: bool = False,
     drain: Callable[[], Awaitable[None]] | None,
     drain_seconds: float,
     on_listening: Callable[[str], Awaitable[None]],
@@ -56,7 +57,7 @@ async def listen(
     """Serve `app` until cancelled or a handler fails for good; then stop accepting, drain, and close.
 
     `drain` ends what would not end by itself, requests under way are finished, within `drain_seconds`.
-    `on_listening` is called with the address that was bound, once it accepts.
+    `on_listening` is called with the address that was bound, once it accepts. `shares_port`: with other processes (`ports`).
     """
     app[FATAL] = asyncio.get_running_loop().create_future()
     under_way = UnderWay()
@@ -68,15 +69,9 @@ async def listen(
         raise RuntimeError("a runner that is set up has a server")
     server.request_handler = app[EDGE](server.request_handler, under_way)
     try:
-        site = web.TCPSite(runner, host, port, backlog=4096)
+        site, url = await bind(runner, host=host, port=port, shares_port=shares_port)
         try:
-            await site.start()
-        except OSError as error:
-            raise Misconfigured(f"cannot listen on {host}:{port}: {error.strerror}") from error
-        bound = runner.addresses[0]
-        shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
-        try:
-            await on_listening(f"http://{shown}:{bound[1]}")
+            await on_listening(url)
             await app[FATAL]
         finally:
             under_way.draining = True
@@ -90,3 +85,15 @@ async def listen(
                 log.warning("drain_incomplete", drain_seconds=drain_seconds, requests=under_way.count)
     finally:
         await runner.cleanup()
+
+
+async def bind(runner: web.AppRunner, *, host: str, port: int, shares_port: bool) -> tuple[web.TCPSite, str]:
+    """The site, and the address that was bound. Raises Misconfigured."""
+    site = web.TCPSite(runner, host, port, backlog=4096, reuse_port=shares_port or None)
+    try:
+        await site.start()
+    except OSError as error:
+        raise Misconfigured(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    bound = runner.addresses[0]
+    shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
+    return site, f"http://{shown}:{bound[1]}"

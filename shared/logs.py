@@ -11,8 +11,8 @@ import structlog
 from shared.config import Config
 
 
-def configure_logs(config: Config, *, service: str) -> None:
-    """Set up logging for this process; called once, by the program that starts it."""
+def configure_logs(config: Config, *, service: str, worker: str | None = None) -> None:
+    """Set up logging for this process, which is one of several where it is a worker; called once, by the program."""
     console = config.log_format == "console" or (config.log_format == "auto" and sys.stderr.isatty())
     # Tracebacks without the frames' locals: those hold tokens and content that a redaction could not reach.
     tracebacks = structlog.processors.ExceptionRenderer(
@@ -34,4 +34,4 @@ def configure_logs(config: Config, *, service: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
-    structlog.contextvars.bind_contextvars(service=service)
+    structlog.contextvars.bind_contextvars(service=service, **({} if worker is None else {"worker": worker}))

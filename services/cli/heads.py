@@ -1,7 +1,8 @@
 """`heads.json` beside the AOF of an embedded server: the last acknowledged position of each feed, a witness that outlives all
 processes.
 
-Owns the file. An AOF that lost its end, or was replaced by an older one, comes back with less than it says.
+Owns the file, one each where several processes acknowledge. An AOF that lost its end, or was replaced by an older one, comes
+back with less than it says.
 """
 
 import asyncio
@@ -21,38 +22,48 @@ from shared.redis import connect
 log = structlog.get_logger()
 
 HEADS_FILE = "heads.json"
+# Of one of several processes that acknowledge.
+HEADS_FILE_OF = "heads-{}.json"
 WRITE_SECONDS = 1.0
 
 
 def read_heads(data_dir: Path) -> dict[str, Position]:
-    """What was acknowledged, as far as the file says. A damaged file is no witness: it accuses nobody."""
+    """What was acknowledged, as far as the files say, one for each process that did."""
+    heads: dict[str, Position] = {}
+    for file in (data_dir / HEADS_FILE, *data_dir.glob(HEADS_FILE_OF.format("*"))):
+        heads |= _added(heads, _read(file))
+    return heads
+
+
+def _read(file: Path) -> dict[str, Position]:
+    """A damaged file is no witness: it accuses nobody."""
     try:
-        written = msgspec.json.decode((data_dir / HEADS_FILE).read_bytes(), type=dict[str, str])
+        written = msgspec.json.decode(file.read_bytes(), type=dict[str, str])
         return {feed: Position.parse(position) for feed, position in written.items()}
     except FileNotFoundError:
         return {}
     except (msgspec.MsgspecError, ValueError) as error:
-        log.warning("heads_not_read", file=str(data_dir / HEADS_FILE), error=str(error))
+        log.warning("heads_not_read", file=str(file), error=str(error))
         return {}
 
 
-def write_heads(data_dir: Path, heads: Mapping[str, Position]) -> None:
-    write_whole(data_dir / HEADS_FILE, msgspec.json.encode({feed: str(position) for feed, position in heads.items()}))
+def write_heads(file: Path, heads: Mapping[str, Position]) -> None:
+    write_whole(file, msgspec.json.encode({feed: str(position) for feed, position in heads.items()}))
 
 
-async def keep_heads(data_dir: Path, witness: Witness) -> None:
+async def keep_heads(file: Path, witness: Witness) -> None:
     """Write down what the process acknowledged, at most once a second, until cancelled, and once more then."""
-    heads = read_heads(data_dir)
+    heads = _read(file)
     try:
         while True:
             await asyncio.sleep(WRITE_SECONDS)
             if added := _added(heads, witness.seen):
                 heads |= added
                 # It waits for the disk.
-                await asyncio.to_thread(write_heads, data_dir, dict(heads))
+                await asyncio.to_thread(write_heads, file, dict(heads))
     finally:
         if added := _added(heads, witness.seen):
-            write_heads(data_dir, heads | added)
+            write_heads(file, heads | added)
 
 
 def _added(heads: Mapping[str, Position], seen: Mapping[str, Position]) -> dict[str, Position]:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ _SECRET = frozenset({"ops_token"})
 _redis_url = click.option("--redis-url", help="Redis >= 7.0 or Valkey >= 8, such as redis://127.0.0.1:6379/0.")
 _host = click.option("--host", "listen_host", help="Address to listen on.")
 _port = click.option("--port", "listen_port", type=int, help="Port to listen on; 0 takes a free one.")
+_workers = click.option("--workers", type=int, help="How many processes share the port; default 1.")
+_metrics_port = click.option(
+    "--metrics-port", type=int, help="Serve /metrics on this port as well; 0 takes a free one."
+)
 _durability = click.option("--durability", type=click.Choice(DURABILITIES), help="What acknowledged means.")
 
 
@@ -32,6 +37,8 @@ _durability = click.option("--durability", type=click.Choice(DURABILITIES), help
 @click.option("--data-dir", type=click.Path(file_okay=False), help="Where the log lies; default .dateline.")
 @click.option("--server-binary", help="A valkey-server or redis-server to run instead of the embedded one.")
 @click.option("--public-url", help="The URL under which readers reach this installation.")
+@click.option("--workers", type=int, help="How many processes share the port; default by the number of cores.")
+@_metrics_port
 def up(**flags: Any) -> None:
     """Start everything here: server, writer, projector and gateway."""
     config = load(flags)
@@ -73,19 +80,18 @@ def _curl(url: str, method: str, path: str, body: str, token_file: Path) -> str:
 @_host
 @_port
 @_durability
+@_workers
+@_metrics_port
 def writer(**flags: Any) -> None:
     """Run one writer: commands in, positions out."""
-    from services.writer.service import run
-
-    config = load(flags)
-    configure_logs(config, service="writer")
-    run_service(lambda stop: run(config, stop))
+    _serve("writer", flags)
 
 
 @click.command()
 @_redis_url
 @_host
 @click.option("--port", "listen_port", type=int, help="Serve health and metrics on this port; default: none.")
+@_metrics_port
 def projector(**flags: Any) -> None:
     """Run one projector: log in, read models out."""
     from services.projector.service import run
@@ -101,13 +107,25 @@ def projector(**flags: Any) -> None:
 @_host
 @_port
 @click.option("--public-url", help="The URL under which readers reach this gateway.")
+@_workers
+@_metrics_port
 def gateway(**flags: Any) -> None:
     """Run one gateway: read models in, bytes out."""
-    from services.gateway.service import run
+    _serve("gateway", flags)
 
+
+def _serve(service: str, flags: dict[str, Any]) -> None:
     config = load(flags)
-    configure_logs(config, service="gateway")
-    run_service(lambda stop: run(config, stop))
+    configure_logs(config, service=service)
+    workers = config.workers or 1
+    if workers == 1:
+        run = import_module(f"services.{service}.service").run
+        run_service(lambda stop: run(config, stop))
+    else:
+        # Here, not above; and not the service either, which only its workers load.
+        from shared.supervisor import supervise
+
+        run_service(lambda stop: supervise(service, config, stop, workers=workers))
 
 
 @click.command("config")

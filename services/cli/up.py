@@ -1,15 +1,14 @@
 """`dateline up`: the embedded server, writer, projector and gateway as one installation in one process tree.
 
-Owns how they are put together: the route tables of writer and gateway join in one application of this process, the projector
-is a child of its own so that folding and serving do not take turns. Holds no rules of the services.
+Owns how they are put together: the projector is a child of its own so that folding and serving do not take turns, and on a
+machine with cores to spare so are several workers that each serve writer and gateway on the one port (`serving`).
 """
 
 import asyncio
 import os
 import secrets
-import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,26 +16,24 @@ from typing import Any
 import msgspec
 import structlog
 
-from services.cli.children import ending_with_its_owner
 from services.cli.data_dir import DataDir
 from services.cli.embedded import EmbeddedServer
-from services.cli.heads import admit_embedded, keep_heads
-from services.gateway.service import Gateway
-from services.writer.service import Writer
-from shared.config import PREFIX, Config
+from services.cli.heads import HEADS_FILE, admit_embedded
+from services.cli.serving import serve
+from shared.config import Config
 from shared.errors import Misconfigured
-from shared.http import application
-from shared.lifecycle import first_error, serving
-from shared.listening import listen
-from shared.metrics import Metrics
+from shared.lifecycle import first_error
+from shared.metrics import Metrics, shared_metrics
+from shared.ports import held_ports
+from shared.supervisor import Kept, environment_of, keep_all
 
 log = structlog.get_logger()
 
 TOKEN_FILE = "ops.token"  # noqa: S105  the name of the file, not a token
 TOKEN_BYTES = 24
-RESTART_SECONDS = 0.5
-RESTART_SECONDS_MAX = 10.0
-STOP_SECONDS = 10.0
+WORKERS_MAX = 4
+# The token is no business of the projector's, and `up` answers for it.
+OF_PROJECTOR = ("redis_url", "key_prefix", "log_level", "log_format", "drain_seconds")
 
 
 class Installation:
@@ -72,39 +69,37 @@ async def installation(config: Config, *, data_dir: Path) -> AsyncIterator[Insta
         config = msgspec.structs.replace(
             config, redis_url=server.url if server else config.redis_url, ops_token=ops_token
         )
-        metrics = Metrics()
-        writer, gateway = Writer(config, metrics), Gateway(config, metrics)
-        stack.push_async_callback(writer.close)
-        stack.push_async_callback(gateway.close)
-        for prepare in (writer.prepare, gateway.prepare):
-            await serving(prepare, asyncio.Event())
+        # All its processes show their metrics as one.
+        stack.enter_context(shared_metrics())
+        workers = config.workers or workers_for(_cores())
         listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
         async def on_listening(url: str) -> None:
             listening.set_result(url)
 
+        async def front() -> None:
+            if workers == 1:
+                heads = lock.path / HEADS_FILE if server is not None else None
+                metrics = Metrics(shared_as="up")
+                await serve(config, metrics, heads=heads, shares_port=False, on_listening=on_listening)
+            else:
+                with held_ports(config) as held:
+                    environment = environment_of(held)
+                    names = [str(number) for number in range(1, workers + 1)]
+                    kept = [_kept("services.cli.serving", name, environment, config) for name in names]
+                    await keep_all(kept, on_listening=on_listening)
+
         async def parts() -> None:
             async with asyncio.TaskGroup() as group:
-                behind = [group.create_task(_keep_projector(config)), group.create_task(gateway.run())]
-                behind.append(group.create_task(writer.run()))
+                projector = _kept(
+                    "services.projector", "projector", environment_of(config, settings=OF_PROJECTOR), config
+                )
+                behind = [group.create_task(projector.run())]
                 if server is not None:
-                    behind.append(group.create_task(keep_heads(lock.path, writer.witness)))
                     behind.append(group.create_task(_watch(server)))
                 try:
                     # In the group's own task: cancelled first, and what it needs to drain still runs.
-                    await listen(
-                        application(
-                            [*writer.routes, *gateway.routes],
-                            metrics=metrics,
-                            checks={**writer.checks, **gateway.checks},
-                            at_hand=gateway.at_hand,
-                        ),
-                        host=config.listen_host,
-                        port=config.listen_port,
-                        drain=gateway.drain,
-                        drain_seconds=config.drain_seconds,
-                        on_listening=on_listening,
-                    )
+                    await front()
                 finally:
                     for task in behind:
                         task.cancel()
@@ -149,44 +144,15 @@ async def _watch(server: EmbeddedServer) -> None:
     raise Misconfigured(f"the embedded server ended with exit code {code}; its log is beside the data")
 
 
-async def _keep_projector(config: Config) -> None:
-    """Run the projector as a child, and start it again whenever it ends; SIGTERM drains it when this is cancelled."""
-    delay = RESTART_SECONDS
-    loop = asyncio.get_running_loop()
-    while True:
-        started = loop.time()
-        process = await asyncio.create_subprocess_exec(
-            *ending_with_its_owner([sys.executable, "-m", "services.projector"]),
-            env=_environment(config),
-            # A terminal's Ctrl-C reaches our own drain, which ends the child after the readers.
-            start_new_session=True,
-        )
-        try:
-            code = await process.wait()
-        except asyncio.CancelledError:
-            await _stop(process)
-            raise
-        log.error("projector_ended", exit_code=code, restart_in_seconds=delay)
-        await asyncio.sleep(delay)
-        delay = RESTART_SECONDS if loop.time() - started > 60 else min(2 * delay, RESTART_SECONDS_MAX)
+def _kept(module: str, name: str, environment: Mapping[str, str], config: Config) -> Kept:
+    return Kept(module, name, environment, drain_seconds=config.drain_seconds)
 
 
-async def _stop(process: asyncio.subprocess.Process) -> None:
-    with suppress(ProcessLookupError):
-        process.send_signal(signal.SIGTERM)
-        try:
-            async with asyncio.timeout(STOP_SECONDS):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+def workers_for(cores: int) -> int:
+    """The log's server and the projector need a core each; more processes than a few would only read the frames once more."""
+    return 1 if cores <= 3 else min(cores - 2, WORKERS_MAX)
 
 
-def _environment(config: Config) -> dict[str, str]:
-    """This process's environment with the settings as they are here; the token is no business of the projector's."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    shared = ("redis_url", "key_prefix", "log_level", "log_format", "drain_seconds")
-    # The child imports what this process did, not what happens to lie in the current directory.
-    path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    imports = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path)}
-    return inherited | imports | {PREFIX + name.upper(): str(getattr(config, name)) for name in shared}
+def _cores() -> int:
+    """Those that this process may use; one where the system does not share a port out evenly."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1

@@ -33,10 +33,13 @@ from shared.keys import SHARDS, Keys
 from shared.lifecycle import run_until, serving
 from shared.listening import listen
 from shared.log import Log
+from shared.loop_lag import watch_loop_lag
 from shared.members import process_name
 from shared.metrics import Metrics
 from shared.redis import UNREACHABLE, check_installation, connect, connect_for_blocking, needed_url
+from shared.scraping import scraped_apart
 from shared.tokens import Tokens
+from shared.worker import Worker
 
 log = structlog.get_logger()
 
@@ -125,9 +128,10 @@ class Gateway:
         return {**await self._tail.check(), "feeds_lagging": lagging}
 
 
-async def run(config: Config, stop: asyncio.Event) -> None:
+async def run(config: Config, stop: asyncio.Event, worker: Worker | None = None) -> None:
     """Serve until `stop`, then drain."""
-    metrics = Metrics()
+    metrics = Metrics(shared_as=worker.name if worker else None)
+    shares_port = worker is not None
     gateway = Gateway(config, metrics)
     try:
         await serving(gateway.prepare, stop)
@@ -135,18 +139,23 @@ async def run(config: Config, stop: asyncio.Event) -> None:
 
         async def listening(url: str) -> None:
             log.info("gateway_listening", url=url)
+            if worker is not None:
+                worker.listening(url)
 
-        await run_until(
-            stop,
-            gateway.run(),
-            listen(
-                app,
-                host=config.listen_host,
-                port=config.listen_port,
-                drain=gateway.drain,
-                drain_seconds=config.drain_seconds,
-                on_listening=listening,
-            ),
-        )
+        async with scraped_apart(metrics, config, shares_port=shares_port):
+            await run_until(
+                stop,
+                gateway.run(),
+                watch_loop_lag(metrics),
+                listen(
+                    app,
+                    host=config.listen_host,
+                    port=config.listen_port,
+                    shares_port=shares_port,
+                    drain=gateway.drain,
+                    drain_seconds=config.drain_seconds,
+                    on_listening=listening,
+                ),
+            )
     finally:
         await gateway.close()

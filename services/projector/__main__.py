@@ -4,7 +4,7 @@ import functools
 import os
 
 from services.projector.service import run
-from shared.lifecycle import program
+from shared.program import program
 
 if __name__ == "__main__":
     program("projector", functools.partial(run, with_http="DATELINE_LISTEN_PORT" in os.environ))

@@ -20,9 +20,12 @@ from shared.keys import Keys
 from shared.lifecycle import run_until, serving
 from shared.listening import listen
 from shared.log import Log
+from shared.loop_lag import watch_loop_lag
 from shared.metrics import Metrics
 from shared.redis import check_installation, connect, needed_url
+from shared.scraping import scraped_apart
 from shared.tokens import Tokens
+from shared.worker import Worker
 
 log = structlog.get_logger()
 
@@ -63,9 +66,10 @@ class Writer:
         await self._redis.aclose()
 
 
-async def run(config: Config, stop: asyncio.Event) -> None:
+async def run(config: Config, stop: asyncio.Event, worker: Worker | None = None) -> None:
     """Serve until `stop`; requests under way are finished within the drain time."""
-    metrics = Metrics()
+    metrics = Metrics(shared_as=worker.name if worker else None)
+    shares_port = worker is not None
     writer = Writer(config, metrics)
     try:
         await serving(writer.prepare, stop)
@@ -73,18 +77,23 @@ async def run(config: Config, stop: asyncio.Event) -> None:
 
         async def listening(url: str) -> None:
             log.info("writer_listening", url=url, durability=config.durability)
+            if worker is not None:
+                worker.listening(url)
 
-        await run_until(
-            stop,
-            writer.run(),
-            listen(
-                app,
-                host=config.listen_host,
-                port=config.listen_port,
-                drain=None,
-                drain_seconds=config.drain_seconds,
-                on_listening=listening,
-            ),
-        )
+        async with scraped_apart(metrics, config, shares_port=shares_port):
+            await run_until(
+                stop,
+                writer.run(),
+                watch_loop_lag(metrics),
+                listen(
+                    app,
+                    host=config.listen_host,
+                    port=config.listen_port,
+                    shares_port=shares_port,
+                    drain=None,
+                    drain_seconds=config.drain_seconds,
+                    on_listening=listening,
+                ),
+            )
     finally:
         await writer.close()

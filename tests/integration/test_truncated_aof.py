@@ -71,7 +71,7 @@ async def written(folder: Path, binary: Path) -> Written:
             await carry_out(desk, FEED, publishing(f"tail-{number}"))
         size = aof(folder).stat().st_size
         entries = await log_entries(redis, KEYS, FEED)
-    write_heads(folder, {FEED: entries[-1].position})
+    write_heads(folder / HEADS_FILE, {FEED: entries[-1].position})
     return Written(folder, entries, before, size)
 
 

@@ -42,11 +42,17 @@ EDGES = {
     "listening",
     "log",
     "logs",
+    "loop_lag",
     "members",
     "metrics",
+    "ports",
     "problems",
+    "program",
     "redis",
+    "scraping",
+    "supervisor",
     "tokens",
+    "worker",
 }
 FLOORS = ("writer", "projector", "gateway")
 
