@@ -5,6 +5,8 @@ What draining means for its work each service says itself.
 """
 
 import asyncio
+import os
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -14,6 +16,9 @@ from aiohttp import web
 from shared.errors import Misconfigured
 
 log = structlog.get_logger()
+
+ACCEPTS_AT_ONCE = 32
+WAITING_CONNECTIONS_MAX = 4096
 
 # Set by a handler that found our own data broken: the process then stops, loudly.
 FATAL: web.AppKey[asyncio.Future[None]] = web.AppKey("fatal", asyncio.Future)
@@ -89,11 +94,22 @@ async def listen(
 
 async def bind(runner: web.AppRunner, *, host: str, port: int, shares_port: bool) -> tuple[web.TCPSite, str]:
     """The site, and the address that was bound. Raises Misconfigured."""
-    site = web.TCPSite(runner, host, port, backlog=4096, reuse_port=shares_port or None)
+    # asyncio accepts as many at once as its backlog says, and builds a connection for each before anything else runs.
+    site = web.TCPSite(runner, host, port, backlog=ACCEPTS_AT_ONCE, reuse_port=shares_port or None)
     try:
         await site.start()
     except OSError as error:
         raise Misconfigured(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    _lengthen_queues(site)
     bound = runner.addresses[0]
     shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
     return site, f"http://{shown}:{bound[1]}"
+
+
+def _lengthen_queues(site: web.TCPSite) -> None:
+    """Let the kernel hold the crowd that comes back at once: turned away, a client waits a second before it tries again."""
+    server = site._server
+    if isinstance(server, asyncio.Server):
+        for listening in server.sockets:
+            with socket.socket(fileno=os.dup(listening.fileno())) as same:
+                same.listen(WAITING_CONNECTIONS_MAX)
