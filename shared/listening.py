@@ -17,7 +17,7 @@ from shared.errors import Misconfigured
 
 log = structlog.get_logger()
 
-ACCEPTS_AT_ONCE = 32
+ACCEPTS_AT_ONCE = 16
 WAITING_CONNECTIONS_MAX = 4096
 
 # Set by a handler that found our own data broken: the process then stops, loudly.

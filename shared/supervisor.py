@@ -48,7 +48,7 @@ def environment_of(config: Config, *, settings: Collection[str] = Config.__struc
     return inherited | imports | {name: str(value) for name, value in values.items() if value is not None}
 
 
-class Kept:
+class Child:
     """A process of `module`, started again whenever it ends; `name` is its worker's."""
 
     def __init__(self, module: str, name: str, environment: Mapping[str, str], *, drain_seconds: float) -> None:
@@ -121,7 +121,7 @@ class Kept:
                 await process.wait()
 
 
-async def keep_all(workers: Sequence[Kept], *, on_listening: Callable[[str], Awaitable[None]]) -> None:
+async def keep_all(workers: Sequence[Child], *, on_listening: Callable[[str], Awaitable[None]]) -> None:
     """Keep all workers of one service until cancelled; they drain side by side then.
 
     `on_listening` is called once all listen. Raises Misconfigured (in a group) with what the first of them refuses.
@@ -142,12 +142,12 @@ async def supervise(service: str, config: Config, stop: asyncio.Event, *, worker
     """Run several processes of a service on one port until `stop`. Raises Misconfigured for what the first of them refuses."""
     with shared_metrics(), held_ports(config) as held:
         environment = environment_of(held)
-        kept = [
-            Kept(f"services.{service}", str(number), environment, drain_seconds=config.drain_seconds)
+        children = [
+            Child(f"services.{service}", str(number), environment, drain_seconds=config.drain_seconds)
             for number in range(1, workers + 1)
         ]
 
         async def listening(url: str) -> None:
             log.info("workers_listening", url=url, workers=workers)
 
-        await run_until(stop, keep_all(kept, on_listening=listening))
+        await run_until(stop, keep_all(children, on_listening=listening))

@@ -25,7 +25,7 @@ from shared.errors import Misconfigured
 from shared.lifecycle import first_error
 from shared.metrics import Metrics, shared_metrics
 from shared.ports import held_ports
-from shared.supervisor import Kept, environment_of, keep_all
+from shared.supervisor import Child, environment_of, keep_all
 
 log = structlog.get_logger()
 
@@ -86,12 +86,12 @@ async def installation(config: Config, *, data_dir: Path) -> AsyncIterator[Insta
                 with held_ports(config) as held:
                     environment = environment_of(held)
                     names = [str(number) for number in range(1, workers + 1)]
-                    kept = [_kept("services.cli.serving", name, environment, config) for name in names]
-                    await keep_all(kept, on_listening=on_listening)
+                    workers = [_child("services.cli.serving", name, environment, config) for name in names]
+                    await keep_all(workers, on_listening=on_listening)
 
         async def parts() -> None:
             async with asyncio.TaskGroup() as group:
-                projector = _kept(
+                projector = _child(
                     "services.projector", "projector", environment_of(config, settings=OF_PROJECTOR), config
                 )
                 behind = [group.create_task(projector.run())]
@@ -144,8 +144,8 @@ async def _watch(server: EmbeddedServer) -> None:
     raise Misconfigured(f"the embedded server ended with exit code {code}; its log is beside the data")
 
 
-def _kept(module: str, name: str, environment: Mapping[str, str], config: Config) -> Kept:
-    return Kept(module, name, environment, drain_seconds=config.drain_seconds)
+def _child(module: str, name: str, environment: Mapping[str, str], config: Config) -> Child:
+    return Child(module, name, environment, drain_seconds=config.drain_seconds)
 
 
 def workers_for(cores: int) -> int:

@@ -54,6 +54,7 @@ class Readers:
         self._readers_max = readers_max
         self._channels: dict[tuple[tuple[str, ...], bool], Channel] = {}
         self._wheel: list[dict[Reader, None]] = [{} for _ in range(PING_SECONDS)]
+        self._last_slot = 0
         self._count = 0
         # Those who had their goodbye too, until their connections have ended.
         self._connected = 0
@@ -110,7 +111,7 @@ class Readers:
                 self.following.of(feed).channels.append(channel)
         reader = Reader(channel, connection, wish, snapshot=wish.snapshot or SNAPSHOT_DEFAULT)
         channel.readers[reader] = None
-        reader.slot = min(range(PING_SECONDS), key=lambda i: len(self._wheel[i]))
+        self._last_slot = reader.slot = (self._last_slot + 1) % PING_SECONDS
         self._wheel[reader.slot][reader] = None
         self._count += 1
         self._metrics.readers.set(self._count)
