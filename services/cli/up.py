@@ -86,8 +86,8 @@ async def installation(config: Config, *, data_dir: Path) -> AsyncIterator[Insta
                 with held_ports(config) as held:
                     environment = environment_of(held)
                     names = [str(number) for number in range(1, workers + 1)]
-                    workers = [_child("services.cli.serving", name, environment, config) for name in names]
-                    await keep_all(workers, on_listening=on_listening)
+                    children = [_child("services.cli.serving", name, environment, config) for name in names]
+                    await keep_all(children, on_listening=on_listening)
 
         async def parts() -> None:
             async with asyncio.TaskGroup() as group:
