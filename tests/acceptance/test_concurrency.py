@@ -122,7 +122,8 @@ async def cut_reader(newsroom: Newsroom, feed: str, coverage: Coverage, folded: 
     """Follow a feed over connections that break after a random number of bytes, whole frames or not."""
     rng = random.Random(snapshot)
     cuts = 0
-    while cuts < CUTS or coverage.writing:
+    # On a busy machine every connection may break before the snapshot has come.
+    while cuts < CUTS or coverage.writing or folded.position is None:
         parser = FrameParser()
         bytes_left, cut_at = rng.randrange(1, 60_000), time.monotonic() + rng.uniform(0.01, 0.08)
         query = {"snapshot": snapshot} if snapshot else {}
