@@ -66,7 +66,12 @@ class Child:
         clock = asyncio.get_running_loop().time
         while True:
             started = clock()
-            code, why = await self._run_once()
+            try:
+                code, why = await self._run_once()
+            except OSError as error:
+                # No process or descriptor is to be had at the moment; those that run are not to end for it.
+                log.warning("worker_not_started", worker=self.name, error=repr(error))
+                code, why = None, None
             if why is not None and refusable and not self._listened_once:
                 raise Misconfigured(why)
             delay = restart_delay(delay, ran_seconds=clock() - started)
@@ -74,7 +79,7 @@ class Child:
             await asyncio.sleep(delay)
 
     async def _run_once(self) -> tuple[int, str | None]:
-        """The exit code, and what was refused."""
+        """The exit code, and what was refused. Raises OSError where nothing could be started."""
         ours, theirs = socket.socketpair()
         reader, writer = await asyncio.open_connection(sock=ours)
         try:

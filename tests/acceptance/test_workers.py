@@ -12,7 +12,10 @@ import pytest
 
 from services.cli.data_dir import ServerRecord
 from services.cli.heads import read_heads
+from shared import supervisor
+from shared.config import Config
 from shared.position import Position
+from shared.supervisor import Kept, environment_of
 from tests.acceptance.harness import (
     Installation,
     Newsroom,
@@ -147,6 +150,30 @@ def test_what_the_workers_refuse_is_said_once_and_ends_the_start(redis_url: str)
     ended = dateline(*words, environment=clean_environment())
     assert ended.code == 1
     assert ended.error == "Error: the writer needs DATELINE_OPS_TOKEN: without it nobody could publish\n"
+
+
+async def test_a_worker_that_does_not_end_when_it_is_asked_to_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "CLOSING_SECONDS", 0.1)
+    (tmp_path / "stubborn.py").write_text(STUBBORN)
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    environment = {**environment_of(Config()), "PYTHONPATH": str(tmp_path)}
+    kept = Kept("stubborn", "1", environment, drain_seconds=0.1)
+    running = asyncio.create_task(kept.run())
+    await asyncio.wait_for(kept.listens.wait(), 30)
+    pid = int(kept.url)
+    running.cancel()
+    await asyncio.wait([running])
+    assert running.cancelled() and command_line(pid) == ""
+
+
+STUBBORN = """
+import os, signal, socket, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+socket.socket(fileno=int(sys.argv[-1])).sendall(f"listening {os.getpid()}\\n".encode())
+time.sleep(60)
+"""
 
 
 async def test_a_projector_serves_its_metrics_on_a_port_of_their_own(redis_url: str, tmp_path: Path) -> None:
