@@ -30,17 +30,21 @@ class UnderWay:
     def __init__(self) -> None:
         self.count = 0
         self.draining = False
-        self.none = asyncio.Event()
-        self.none.set()
+        self._one_less = asyncio.Event()
 
     def begin(self) -> None:
         self.count += 1
-        self.none.clear()
 
     def end(self) -> None:
         self.count -= 1
-        if self.count == 0:
-            self.none.set()
+        if self.draining:
+            self._one_less.set()
+
+    async def none(self) -> None:
+        """Wait, while draining, until no request is left."""
+        while self.count:
+            self._one_less.clear()
+            await self._one_less.wait()
 
 
 Handler = Callable[[Any], Awaitable[web.StreamResponse]]
@@ -85,7 +89,7 @@ async def listen(
                 async with asyncio.timeout(drain_seconds):
                     if drain is not None:
                         await drain()
-                    await under_way.none.wait()
+                    await under_way.none()
             except TimeoutError:
                 log.warning("drain_incomplete", drain_seconds=drain_seconds, requests=under_way.count)
     finally:

@@ -212,7 +212,7 @@ class Kept:
         if held.at is None or at > held.at:
             self._drop(feed, held)
             held.under_way.clear()
-            held.at, held.as_of = at, float("-inf")
+            held.at = at
 
     def _drop(self, feed: str, held: _Feed) -> None:
         for key in held.keys:

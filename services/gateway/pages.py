@@ -153,13 +153,14 @@ class Pages:
         shown = self._kept.find(asked.feed, asked.key)
         if shown is None or shown.status == 404 or shown.moment.visibility == "private":
             return None
-        return None if hdrs.AUTHORIZATION in request.headers else asked.answer(request, shown)
+        return None if hdrs.AUTHORIZATION in request.headers else asked.answer(request, shown, private=False)
 
     async def _answer(self, request: web.Request, asked: "_Asked") -> web.Response:
-        shown = await self._read(asked, sees_private=self._tokens.holder(request) is not None)
+        holder = self._tokens.holder(request)
+        shown = await self._read(asked, sees_private=holder is not None)
         if shown.status == 404:
             raise EntryNotFound(asked.feed, request.match_info["entry"])
-        while (answer := asked.answer(request, shown)) is None:
+        while (answer := asked.answer(request, shown, private=holder is not None)) is None:
             await shown.code(request)
         return answer
 
@@ -213,13 +214,14 @@ class _Asked:
         self._query = tuple(request.query.items())
         self._link = ("", "")
 
-    def answer(self, request: web.Request, shown: Representation) -> web.Response | None:
+    def answer(self, request: web.Request, shown: Representation, *, private: bool) -> web.Response | None:
         """`shown` as this request's answer, with the link to the next page, put together once while that is the same."""
+        private = private or self.private
         if shown.cursor is None:
-            return shown.answer(request, private=self.private)
+            return shown.answer(request, private=private)
         if self._link[0] != shown.cursor:
             self._link = (shown.cursor, params.next_link(self._path, self._query, shown.cursor))
-        return shown.answer(request, private=self.private, link=self._link[1])
+        return shown.answer(request, private=private, link=self._link[1])
 
 
 class _Place(msgspec.Struct, frozen=True):

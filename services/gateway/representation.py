@@ -53,12 +53,12 @@ class Representation:
         """With all of its codings, each of which counts as no smaller than the body."""
         return 1_024 + len(self.body) * (1 + len(_CODERS) * self._may_be_coded)
 
-    def answer(self, request: web.Request, *, private: bool = False, link: str | None = None) -> web.Response | None:
+    def answer(self, request: web.Request, *, private: bool, link: str | None = None) -> web.Response | None:
         """The document, or 304 to one who has it already; None where a coding has to be made first.
 
         `private` is what one reader alone may keep.
         """
-        private = private or self.moment.visibility == "private" or hdrs.AUTHORIZATION in request.headers
+        private = private or self.moment.visibility == "private"
         if self.status == 200 and not_modified(request, self.etag):
             response = web.Response(status=304, headers=self._headers_for(private, None))
         else:
@@ -111,12 +111,12 @@ class Representation:
 
 def _coding_for(request: web.Request) -> str:
     lines = request.headers.getall(hdrs.ACCEPT_ENCODING, None)
-    return "identity" if lines is None else _preferred(", ".join(lines))
+    return "identity" if lines is None else preferred_coding(", ".join(lines))
 
 
 # Clients are many, their headers few.
 @lru_cache(maxsize=256)
-def _preferred(header: str) -> str:
+def preferred_coding(header: str) -> str:
     """The coding that an Accept-Encoding likes best of ours (RFC 9110, section 12.5.3); what it does not name it does not want.
 
     A part that cannot be read is passed over: it asks for nothing that we have.

@@ -62,6 +62,20 @@ async def test_a_gateway_drops_its_frames_confirms_and_brings_readers_up_from_th
     assert await Members(redis, keys.gateways).alive() == [], "one that has ended is none to wait for"
 
 
+async def test_what_is_kept_of_the_feed_is_dropped_before_anything_is_confirmed(
+    server: RunningServer, redis: Redis, keys: Keys
+) -> None:
+    newsroom = Newsroom(redis, keys)
+    await newsroom.open("final")
+    await newsroom.publish("final", "named", headline=SECRET)
+    await newsroom.commit_all("final")
+    async with running_gateway(server.url, keys) as running:
+        assert SECRET in str((await running.page("final"))["entries"])
+        assert running.gateway._kept._values
+        running.gateway._purges.purge("final", b"t1 named")
+        assert not running.gateway._kept._values
+
+
 async def test_frames_that_wait_while_a_gap_is_mended_are_dropped_too_and_no_position_is_lost(
     server: RunningServer, redis: Redis, keys: Keys
 ) -> None:
