@@ -5,16 +5,21 @@ Owns content codings, each made once and only when somebody takes it. What stand
 
 import asyncio
 import re
+import sys
 import zlib
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 from aiohttp import hdrs, web
-from backports import zstd
 from multidict import CIMultiDict
 
 from services.gateway.reads import Moment
 from shared.http import PUBLIC_READ, not_modified
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 PUBLIC = "public, max-age=0, s-maxage=1"
 PRIVATE = "private, no-store"

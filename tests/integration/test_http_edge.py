@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 import resource
+import sys
 import zlib
 from collections.abc import AsyncIterator
 
@@ -31,6 +32,11 @@ from tests.integration.gateway_kit import (
     running_gateway,
 )
 from tests.proxy import Proxy
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 pytestmark = on_one_server
 
@@ -197,16 +203,17 @@ async def test_a_compressed_body_is_read(newsroom: Newsroom, gateway: Running, e
     assert answer.status == 201 and answer.json["headline"] == "squeezed"
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
 async def test_a_small_body_that_unpacks_to_megabytes_is_413_and_takes_no_memory(
-    newsroom: Newsroom, gateway: Running
+    newsroom: Newsroom, gateway: Running, encoding: str
 ) -> None:
     await newsroom.story(FEED)
-    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31) if encoding == "gzip" else zstd.ZstdCompressor()
     blanks = b" " * 10_000_000
     bomb = b"".join(packer.compress(blanks) for _ in range(8)) + packer.flush()
     assert len(bomb) < module.BODY_BYTES_MAX
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    answer = await gateway.send("POST", ENTRIES, data=bomb, headers={"Content-Encoding": "gzip"})
+    answer = await gateway.send("POST", ENTRIES, data=bomb, headers={"Content-Encoding": encoding})
     assert_problem(answer, 413, "body-too-large")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 * 1024, "in KiB"
 
@@ -219,8 +226,9 @@ async def test_a_small_body_that_unpacks_to_megabytes_is_413_and_takes_no_memory
         (b"nor is it deflated", {"Content-Encoding": "deflate"}),
         (b"{}", {"Content-Encoding": "br"}),
         (b"{}", {"Content-Encoding": "zstd"}),
+        (zstd.compress(b'{"headline":"h"}' * 100)[:-3], {"Content-Encoding": "zstd"}),
     ],
-    ids=["garbage", "cut short", "no deflate", "brotli", "zstd"],
+    ids=["garbage", "cut short", "no deflate", "brotli", "no zstd", "zstd cut short"],
 )
 async def test_a_body_that_does_not_unpack_is_the_clients_mistake(
     newsroom: Newsroom,
@@ -234,7 +242,7 @@ async def test_a_body_that_does_not_unpack_is_the_clients_mistake(
     assert answer.status in (400, 415), answer
     assert await newsroom.head(FEED) == position
     # An encoding that aiohttp does not know is refused by aiohttp itself, before any code of ours.
-    if headers["Content-Encoding"] in ("gzip", "deflate"):
+    if headers["Content-Encoding"] in ("gzip", "deflate", "zstd"):
         assert_problem(answer, 400, "malformed")
         await asyncio.sleep(0.05)
         assert not caplog.records

@@ -2,12 +2,12 @@
 
 import asyncio
 import gzip
+import sys
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
 import pytest
-from backports import zstd
 
 from services.gateway import kept, tail
 from services.gateway.reads import Reads
@@ -25,6 +25,11 @@ from tests.integration.gateway_kit import (
     on_one_server,
     running_gateway,
 )
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 pytestmark = on_one_server
 
