@@ -26,6 +26,7 @@ from shared.events import Envelope
 from shared.keys import Keys
 from shared.redis import Redis, command, connect
 from tests.bench.machine import spread
+from tests.bench.table import Given, Table
 from tests.integration.builders import (
     Projection,
     carry_out,
@@ -38,6 +39,8 @@ from tests.integration.builders import (
 )
 from tests.integration.rebuild_kit import Owner
 
+SIZES = (10_000, 100_000)
+SIZES_LONG = (*SIZES, 1_000_000)
 EVENTS_PER_BATCH = 200
 EVENTS_PER_CHUNK = 500
 # Rounds of a large feed are few: each is long enough to tell, and a million events take minutes.
@@ -163,12 +166,12 @@ async def measured(url: str, name: str, feed: str) -> Figures:
     return Figures(*json.loads(out))
 
 
-async def run(*, rounds: int, sizes: tuple[int, ...]) -> None:
+async def run(_: Table, given: Given) -> None:
+    rounds, sizes = given.rounds, SIZES_LONG if given.long else SIZES
     with tempfile.TemporaryDirectory() as folder, DataDir.lock(Path(folder) / "server") as data_dir:
         server = await EmbeddedServer.start(data_dir)
         try:
-            print("rebuild and verify, rounds in turn with the floor, each a process of its own")
-            print("medians of the rounds (least to most)", flush=True)
+            print("\nrebuild and verify, rounds in turn with the floor, each a process of its own", flush=True)
             for events in sizes:
                 redis = connect(server.url)
                 await fill(redis, Keys("bench"), f"feed-{events}", events)

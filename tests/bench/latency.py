@@ -1,216 +1,144 @@
-"""Publish to delivery: from a desk's POST until the last reader has the frame, real processes, durability as it is by default.
+"""Publish to delivery: from before a desk's POST until a reader has the frame, all processes real, durability memory.
 
 The floor, in the same rounds: what no backend on this stack could do without, an HTTP request through a bare aiohttp route
-that appends to a stream with `appendfsync always`, and a blocked XREAD that writes the entry to one open HTTP response.
+that appends to a stream, and a blocked XREAD that writes the entry to the open HTTP responses.
 """
 
 import asyncio
 import json
-import re
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 from aiohttp import web
 
-from services.cli.embedded import DataDir, EmbeddedServer
-from services.cli.up import TOKEN_FILE
 from shared.listening import listen
 from shared.redis import command, connect, connect_for_blocking
-from tests.bench.machine import quantile, spread
+from tests.acceptance.harness import free_port
+from tests.bench import peers
+from tests.bench.crowd import build, crowd
+from tests.bench.installation import answers, entry, installation, mark, server_in_memory, start
+from tests.bench.machine import core
+from tests.bench.peers import Subject
+from tests.bench.table import Given, Table, at_most, ratios
 
 ENTRIES = 200
+ENTRY_BYTES = 300
 PAUSE_SECONDS = 0.01
-ENTRY = {"headline": "Figures", "body": [{"type": "text", "html": "x" * 120}]}
-
-Publish = Callable[[], Awaitable[str]]
+GOALS_MS = {1: 3.0, 100: 4.0, 1_000: 9.0}
 
 
-class Arrivals:
-    """When each id has come to all of the readers."""
-
-    def __init__(self, readers: int) -> None:
-        self._readers = readers
-        self._counts: dict[str, int] = {}
-        self._at: dict[str, asyncio.Future[float]] = {}
-
-    def arrived(self, identity: str) -> None:
-        count = self._counts[identity] = self._counts.get(identity, 0) + 1
-        if count == self._readers:
-            self._future(identity).set_result(time.perf_counter())
-
-    async def at(self, identity: str) -> float:
-        async with asyncio.timeout(10):
-            return await self._future(identity)
-
-    def _future(self, identity: str) -> "asyncio.Future[float]":
-        return self._at.setdefault(identity, asyncio.get_running_loop().create_future())
-
-
-async def read(url: str, arrivals: Arrivals, ready: asyncio.Event) -> None:
-    """One reader on a plain socket, so that the client's own work stays small."""
-    match = re.fullmatch(r"http://([^:/]+):(\d+)(/.*)", url)
-    assert match
-    reader, writer = await asyncio.open_connection(match[1], int(match[2]))
-    writer.write(f"GET {match[3]} HTTP/1.1\r\nHost: {match[1]}\r\n\r\n".encode())
-    try:
-        event = b""
-        while line := await reader.readline():
-            if line.startswith(b"event: "):
-                event = line[7:-1]
-            elif line.startswith(b"id: "):
-                if event == b"live":
-                    ready.set()
-                else:
-                    arrivals.arrived(line[4:-1].decode())
-    finally:
-        writer.close()
+async def run(table: Table, given: Given) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        program = await build("crowd", folder)
+        async with installation(folder / "dateline") as running, floor(folder / "floor") as bare:
+            await running.open("bench")
+            table.title(f"POST to SSE, {ENTRIES} entries a round, {given.rounds} rounds in turn with the floor: ms")
+            for readers in [given.readers] if given.readers else GOALS_MS:
+                found: dict[str, list[tuple[float, float]]] = {"dateline": [], "floor": []}
+                for _ in range(given.rounds):
+                    for subject in (peers.dateline(running, "bench"), bare):
+                        found[subject.name].append(await _round(table, program, subject, readers))
+                for name, figures in found.items():
+                    p50, p99 = zip(*figures, strict=True)
+                    goal = at_most(GOALS_MS[readers]) if name == "dateline" and readers in GOALS_MS else None
+                    table.figure(f"{readers:,} readers: {name} p50", p50, "ms", goal)
+                    table.figure(f"{readers:,} readers: {name} p99", p99, "ms")
+                both = ([p50 for p50, _ in found[name]] for name in ("dateline", "floor"))
+                table.figure(f"{readers:,} readers: p50, dateline / floor", ratios(*both), "x")
 
 
-async def measure(stream: str, readers: int, publish: Publish) -> list[float]:
-    """Milliseconds from the start of each publication to its arrival at the last of `readers`."""
-    arrivals = Arrivals(readers)
-    async with asyncio.TaskGroup() as group:
-        tasks = []
-        for _ in range(readers):
-            ready = asyncio.Event()
-            tasks.append(group.create_task(read(stream, arrivals, ready)))
-            async with asyncio.timeout(10):
-                await ready.wait()
-        taken = []
+async def _round(table: Table, program: Path, subject: Subject, readers: int) -> tuple[float, float]:
+    """Median and 99th percentile of all deliveries, in milliseconds."""
+    async with crowd(program, subject.port, subject.path, readers, subject.kind) as readers_:
+        await readers_.come()
+        late = await readers_.until(await subject.publish(1, ENTRY_BYTES))
+        await readers_.report()
         for _ in range(ENTRIES):
-            begun = time.perf_counter()
-            identity = await publish()
-            taken.append((await arrivals.at(identity) - begun) * 1000)
+            late += await readers_.until(await subject.publish(1, ENTRY_BYTES))
             await asyncio.sleep(PAUSE_SECONDS)
-        for task in tasks:
-            task.cancel()
-    return taken
+        report = await readers_.report()
+    table.check_report(subject.name, report)
+    table.check(not late and report["deliveries"] == readers * ENTRIES, f"{subject.name}: {late} deliveries are late")
+    return report["p50_ms"], report["p99_ms"]
 
 
 @asynccontextmanager
-async def dateline(folder: Path) -> AsyncIterator[tuple[str, str]]:
-    """`dateline up` as its own processes; gives URL and token."""
-    arguments = ["-m", "services.cli", "up", "--data-dir", str(folder), "--port", "0"]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
-    )
-    assert process.stdout
-    try:
-        async with asyncio.timeout(30):
-            first = (await process.stdout.readline()).decode()
-        yield first.split()[-1], (folder / TOKEN_FILE).read_text().strip()
-    finally:
-        process.terminate()
-        await process.communicate()
-
-
-@asynccontextmanager
-async def floor(folder: Path) -> AsyncIterator[str]:
+async def floor(folder: Path) -> AsyncIterator[Subject]:
     """The bare hops, writer and reader as one process of its own."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.bench.latency", str(folder), stdout=asyncio.subprocess.PIPE
-    )
-    assert process.stdout
-    try:
-        async with asyncio.timeout(30):
-            url = (await process.stdout.readline()).decode().strip()
-        yield url
-    finally:
-        process.terminate()
-        await process.communicate()
+    folder.mkdir()
+    async with AsyncExitStack() as stack:
+        url, _ = await server_in_memory(stack, folder)
+        port, log, number = free_port(), folder / "log", 0
+        with core("server"):
+            pid = await start(stack, sys.executable, "-m", "tests.bench.latency", url, str(port), log=log)
+        await answers(f"http://127.0.0.1:{port}/healthz", log)
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+
+        async def publish(_: int, size: int) -> int:
+            nonlocal number
+            number += 1
+            body = entry(size) | {"headline": mark(number)}
+            async with session.post(f"http://127.0.0.1:{port}/", json=body) as answer:
+                assert answer.status == 200, await answer.text()
+            return number
+
+        yield Subject("floor", pid, port, "/stream", "marks", publish)
 
 
-async def run(*, rounds: int, readers: tuple[int, ...]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        async with (
-            dateline(Path(folder) / "a") as (url, token),
-            floor(Path(folder) / "b") as bare,
-            aiohttp.ClientSession(headers={"Authorization": f"Bearer {token}"}) as session,
-        ):
+async def _serve_floor(url: str, port: int) -> None:
+    redis, blocking = connect(url), connect_for_blocking(url, block_seconds=1)
+    open_streams: set[web.StreamResponse] = set()
 
-            async def to_dateline() -> str:
-                async with session.post(f"{url}/v1/feeds/bench/entries", json=ENTRY) as answer:
-                    assert answer.status == 201, await answer.text()
-                    return answer.headers["Dateline-Position"]
+    async def publish(request: web.Request) -> web.Response:
+        body = await request.read()
+        identity = await command(redis, "XADD", "log", "*", "body", body)
+        return web.json_response({"id": identity.decode()})
 
-            async def to_floor() -> str:
-                async with session.post(f"{bare}/", json=ENTRY) as answer:
-                    return str((await answer.json())["id"])
-
-            opened = await session.put(f"{url}/v1/feeds/bench", json={"title": "Bench"})
-            assert opened.status == 201, await opened.text()
-            await session.get(f"{url}/v1/feeds/bench?min_position=1-1")
-            print(f"publish to delivery, ms, {ENTRIES} entries a round, {rounds} rounds in turn with the floor")
-            print("medians of the rounds (least to most)")
-            for count in readers:
-                ours: list[list[float]] = []
-                theirs: list[list[float]] = []
-                for _ in range(rounds):
-                    ours.append(await measure(f"{url}/v1/feeds/bench/stream", count, to_dateline))
-                    theirs.append(await measure(f"{bare}/stream", count, to_floor))
-                ratios = [statistics.median(a) / statistics.median(b) for a, b in zip(ours, theirs, strict=True)]
-                for name, taken in (("dateline", ours), ("floor", theirs)):
-                    p50 = spread([quantile(one, 0.5) for one in taken])
-                    p99 = spread([quantile(one, 0.99) for one in taken])
-                    print(f"  {count:4} readers  {name:9} p50 {p50}  p99 {p99}")
-                print(f"  {count:4} readers  p50 as a ratio to the floor {spread(ratios)}")
-
-
-async def _serve_floor(folder: Path) -> None:
-    with DataDir.lock(folder) as data_dir:
-        server = await EmbeddedServer.start(data_dir)
-        redis, blocking = connect(server.url), connect_for_blocking(server.url, block_seconds=1)
-        open_streams: set[web.StreamResponse] = set()
-
-        async def publish(request: web.Request) -> web.Response:
-            body = await request.read()
-            identity = await command(redis, "XADD", "log", "*", "body", body)
-            return web.json_response({"id": identity.decode()})
-
-        async def stream(request: web.Request) -> web.StreamResponse:
-            response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-            await response.prepare(request)
-            await response.write(b"event: live\nid: 0\n\n")
-            open_streams.add(response)
-            try:
-                await asyncio.Event().wait()
-            finally:
-                open_streams.discard(response)
-            return response
-
-        async def tail() -> None:
-            cursor = "$"
-            while True:
-                answer = await command(blocking, "XREAD", "BLOCK", 1000, "STREAMS", "log", cursor)
-                for _, entries in answer or []:
-                    for identity, fields in entries:
-                        cursor = identity.decode()
-                        frame = f"event: entry\nid: {cursor}\ndata: {json.dumps(fields[b'body'].decode())}\n\n".encode()
-                        for response in list(open_streams):
-                            await response.write(frame)
-
-        async def listening(url: str) -> None:
-            print(url, flush=True)
-
-        app = web.Application()
-        app.add_routes([web.post("/", publish), web.get("/stream", stream)])
+    async def stream(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        open_streams.add(response)
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(tail())
-                group.create_task(
-                    listen(app, host="127.0.0.1", port=0, drain=None, drain_seconds=0.1, on_listening=listening)
-                )
+            await asyncio.Event().wait()
         finally:
-            await redis.aclose()
-            await blocking.aclose()
-            await server.stop()
+            open_streams.discard(response)
+        return response
+
+    async def tail() -> None:
+        cursor = "$"
+        while True:
+            answer = await command(blocking, "XREAD", "BLOCK", 1000, "STREAMS", "log", cursor)
+            for _, entries in answer or []:
+                for identity, fields in entries:
+                    cursor = identity.decode()
+                    data = json.dumps(json.loads(fields[b"body"]))
+                    frame = f"event: entry\nid: {cursor}\ndata: {data}\n\n".encode()
+                    for response in list(open_streams):
+                        await response.write(frame)
+
+    async def healthy(_: web.Request) -> web.Response:
+        return web.Response()
+
+    async def listening(_: str) -> None:
+        pass
+
+    app = web.Application()
+    app.add_routes([web.post("/", publish), web.get("/stream", stream), web.get("/healthz", healthy)])
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(tail())
+            group.create_task(
+                listen(app, host="127.0.0.1", port=port, drain=None, drain_seconds=0.1, on_listening=listening)
+            )
+    finally:
+        await redis.aclose()
+        await blocking.aclose()
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve_floor(Path(sys.argv[1])))
+    asyncio.run(_serve_floor(sys.argv[1], int(sys.argv[2])))
