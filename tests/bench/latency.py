@@ -1,28 +1,21 @@
 """Publish to delivery: from before a desk's POST until a reader has the frame, all processes real, durability memory.
 
-The floor, in the same rounds: what no backend on this stack could do without, an HTTP request through a bare aiohttp route
-that appends to a stream, and a blocked XREAD that writes the entry to the open HTTP responses.
+The floor, in the same rounds: what no backend on this stack could do without, an HTTP request that appends to a stream, and
+a blocked XREAD whose answer is written to the readers, in one process.
 """
 
 import asyncio
-import json
-import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import aiohttp
-from aiohttp import web
 
-from shared.listening import listen
-from shared.redis import command, connect, connect_for_blocking
-from tests.acceptance.harness import free_port
 from tests.bench import peers
 from tests.bench.crowd import build, crowd
-from tests.bench.installation import answers, entry, installation, mark, server_in_memory, start
-from tests.bench.machine import core
-from tests.bench.peers import Subject
+from tests.bench.installation import entry, installation, mark, server_in_memory
+from tests.bench.peers import Subject, bare
 from tests.bench.table import Given, Table, at_most, ratios
 
 ENTRIES = 200
@@ -35,13 +28,13 @@ async def run(table: Table, given: Given) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         program = await build("crowd", folder)
-        async with installation(folder / "dateline") as running, floor(folder / "floor") as bare:
+        async with installation(folder / "dateline") as running, floor(folder / "floor") as bare_hops:
             await running.open("bench")
             table.title(f"POST to SSE, {ENTRIES} entries a round, {given.rounds} rounds in turn with the floor: ms")
             for readers in [given.readers] if given.readers else GOALS_MS:
                 found: dict[str, list[tuple[float, float]]] = {"dateline": [], "floor": []}
                 for _ in range(given.rounds):
-                    for subject in (peers.dateline(running, "bench"), bare):
+                    for subject in (peers.dateline(running, "bench"), bare_hops):
                         found[subject.name].append(await _round(table, program, subject, readers))
                 for name, figures in found.items():
                     p50, p99 = zip(*figures, strict=True)
@@ -73,72 +66,16 @@ async def floor(folder: Path) -> AsyncIterator[Subject]:
     folder.mkdir()
     async with AsyncExitStack() as stack:
         url, _ = await server_in_memory(stack, folder)
-        port, log, number = free_port(), folder / "log", 0
-        with core("server"):
-            pid = await start(stack, sys.executable, "-m", "tests.bench.latency", url, str(port), log=log)
-        await answers(f"http://127.0.0.1:{port}/healthz", log)
+        pid, bare_url = await bare(stack, folder, "hops", url)
+        number = 0
         session = await stack.enter_async_context(aiohttp.ClientSession())
 
         async def publish(_: int, size: int) -> int:
             nonlocal number
             number += 1
             body = entry(size) | {"headline": mark(number)}
-            async with session.post(f"http://127.0.0.1:{port}/", json=body) as answer:
+            async with session.post(f"{bare_url}/", json=body) as answer:
                 assert answer.status == 200, await answer.text()
             return number
 
-        yield Subject("floor", pid, port, "/stream", "marks", publish)
-
-
-async def _serve_floor(url: str, port: int) -> None:
-    redis, blocking = connect(url), connect_for_blocking(url, block_seconds=1)
-    open_streams: set[web.StreamResponse] = set()
-
-    async def publish(request: web.Request) -> web.Response:
-        body = await request.read()
-        identity = await command(redis, "XADD", "log", "*", "body", body)
-        return web.json_response({"id": identity.decode()})
-
-    async def stream(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        open_streams.add(response)
-        try:
-            await asyncio.Event().wait()
-        finally:
-            open_streams.discard(response)
-        return response
-
-    async def tail() -> None:
-        cursor = "$"
-        while True:
-            answer = await command(blocking, "XREAD", "BLOCK", 1000, "STREAMS", "log", cursor)
-            for _, entries in answer or []:
-                for identity, fields in entries:
-                    cursor = identity.decode()
-                    data = json.dumps(json.loads(fields[b"body"]))
-                    frame = f"event: entry\nid: {cursor}\ndata: {data}\n\n".encode()
-                    for response in list(open_streams):
-                        await response.write(frame)
-
-    async def healthy(_: web.Request) -> web.Response:
-        return web.Response()
-
-    async def listening(_: str) -> None:
-        pass
-
-    app = web.Application()
-    app.add_routes([web.post("/", publish), web.get("/stream", stream), web.get("/healthz", healthy)])
-    try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(tail())
-            group.create_task(
-                listen(app, host="127.0.0.1", port=port, drain=None, drain_seconds=0.1, on_listening=listening)
-            )
-    finally:
-        await redis.aclose()
-        await blocking.aclose()
-
-
-if __name__ == "__main__":
-    asyncio.run(_serve_floor(sys.argv[1], int(sys.argv[2])))
+        yield Subject("floor", pid, int(bare_url.rpartition(":")[2]), "/stream", "marks", publish)

@@ -1,9 +1,10 @@
-"""What Dateline's fan-out is measured beside: nchan, the strongest peer, and a floor that does nothing but send.
+"""What Dateline is measured beside: nchan, the strongest peer in fan-out, a floor that does nothing but send, bare aiohttp.
 
-Owns starting them and publishing to them, under the same few words as an installation of our own.
+Owns starting them, on the server's core, and publishing to them under the same few words as an installation of our own.
 """
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from tests.acceptance.harness import free_port
 from tests.bench.crowd import build
-from tests.bench.installation import Installation, mark, start
+from tests.bench.installation import Installation, answers, mark, start
 from tests.bench.machine import Absent, core
 
 NGINX = Path("/usr/sbin/nginx")
@@ -81,6 +82,17 @@ async def nchan(folder: Path) -> AsyncIterator[Subject]:
             pid = await start(stack, str(NGINX), "-c", str(conf), "-p", str(own), log=own / "out")
         publisher = await stack.enter_async_context(Publisher.connected(port))
         yield Subject("nchan", pid, port, "/stream", "marks", publisher.publish)
+
+
+async def bare(stack: AsyncExitStack, folder: Path, which: Literal["pages", "hops"], given: str) -> tuple[int, str]:
+    """The pid and the URL of a server of `bare.py`."""
+    port, log = free_port(), folder / "bare.log"
+    with core("server"):
+        command = [sys.executable, "-m", "tests.bench.bare", str(port), which, given]
+        pid = await start(stack, *command, log=log)
+    url = f"http://127.0.0.1:{port}"
+    await answers(f"{url}/healthz", log)
+    return pid, url
 
 
 class Publisher:

@@ -5,16 +5,15 @@ import asyncio
 import json
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.acceptance.harness import free_port
-from tests.bench.installation import TOKEN, Installation, Measured, answers, entry, installation, start
-from tests.bench.machine import Absent, core, cpu_seconds
+from tests.bench.installation import TOKEN, Installation, Measured, entry, installation
+from tests.bench.machine import Absent, cpu_seconds
+from tests.bench.peers import bare
 from tests.bench.table import Given, Table, at_least, ratios
 
 CLIENTS = 64
@@ -57,18 +56,18 @@ async def pages(table: Table, given: Given) -> None:
         stored = folder / "page"
         kept = {name: headers[name] for name in HEADERS_KEPT if name in headers}
         stored.write_bytes(json.dumps(kept).encode() + b"\n" + body)
-        bare_pid, bare_url = await _bare(stack, folder, stored)
+        bare_pid, bare_url = await bare(stack, folder, "pages", str(stored))
         table.title(
             f"a page of {len(body):,} B, {CLIENTS} clients, {given.rounds} rounds in turn: requests per s of CPU"
         )
         for what, asked in (("page", []), ("304", ["-H", f"If-None-Match: {headers['ETag']}"])):
             ours: list[float] = []
-            bare: list[float] = []
+            theirs: list[float] = []
             for _ in range(given.rounds):
                 url = f"{running.read_url}/v1/feeds/bench/entries"
                 ours.append((await _wrk(table, given, url, running.pids["gateway"], *asked)).per_cpu_second)
-                bare.append((await _wrk(table, given, f"{bare_url}/page", bare_pid, *asked)).per_cpu_second)
-            _print(table, what, ours, bare, goal=0.9)
+                theirs.append((await _wrk(table, given, f"{bare_url}/page", bare_pid, *asked)).per_cpu_second)
+            _print(table, what, ours, theirs, goal=0.9)
         table.check((await running.page("bench"))[1] == body, "the page is another one afterwards")
 
 
@@ -76,7 +75,7 @@ async def posts(table: Table, given: Given) -> None:
     async with _servers("writer") as (running, folder, stack):
         stored = folder / "page"
         stored.write_bytes(b'{"ETag": ""}\n')
-        bare_pid, bare_url = await _bare(stack, folder, stored)
+        bare_pid, bare_url = await bare(stack, folder, "pages", str(stored))
         table.title(
             f"single POSTs of {POST_BYTES} B, {CLIENTS} clients, {given.rounds} rounds in turn: requests per s of CPU"
         )
@@ -86,7 +85,7 @@ async def posts(table: Table, given: Given) -> None:
             for feed in names:
                 await running.open(feed)
             ours: list[float] = []
-            bare: list[float] = []
+            theirs: list[float] = []
             for _ in range(given.rounds):
                 script = _script(folder / "ours.lua", f"/v1/feeds/bench-{feeds}-%d/entries", feeds)
                 rate = await _wrk(table, given, running.write_url, running.pids["writer"], "-s", script)
@@ -100,8 +99,8 @@ async def posts(table: Table, given: Given) -> None:
                     await running.readable(feed, head)
                 table.check(0 <= written - rate.requests <= CLIENTS, f"{rate.requests} answered, {written} in the logs")
                 script = _script(folder / "bare.lua", "/entries", 1)
-                bare.append((await _wrk(table, given, bare_url, bare_pid, "-s", script)).per_cpu_second)
-            _print(table, f"POST into {feeds} feed{'s' * (feeds > 1)}", ours, bare, goal=0.5)
+                theirs.append((await _wrk(table, given, bare_url, bare_pid, "-s", script)).per_cpu_second)
+            _print(table, f"POST into {feeds} feed{'s' * (feeds > 1)}", ours, theirs, goal=0.5)
 
 
 @asynccontextmanager
@@ -113,16 +112,6 @@ async def _servers(measured: Measured) -> AsyncIterator[tuple[Installation, Path
             folder = Path(name)
             running = await stack.enter_async_context(installation(folder / "dateline", measured=measured))
             yield running, folder, stack
-
-
-async def _bare(stack: AsyncExitStack, folder: Path, stored: Path) -> tuple[int, str]:
-    port = free_port()
-    with core("server"):
-        command = [sys.executable, "-m", "tests.bench.bare", str(port), str(stored)]
-        pid = await start(stack, *command, log=folder / "bare.log")
-    url = f"http://127.0.0.1:{port}"
-    await answers(f"{url}/healthz", folder / "bare.log")
-    return pid, url
 
 
 def _script(file: Path, path: str, feeds: int) -> str:
@@ -144,7 +133,7 @@ async def _wrk(table: Table, given: Given, url: str, pid: int, *more: str) -> Ra
     return Rate(int(counted[1]), int(counted[1]) / used)
 
 
-def _print(table: Table, what: str, ours: list[float], bare: list[float], *, goal: float) -> None:
+def _print(table: Table, what: str, ours: list[float], theirs: list[float], *, goal: float) -> None:
     table.figure(f"{what}: dateline", ours, "/s", digits=0)
-    table.figure(f"{what}: bare aiohttp", bare, "/s", digits=0)
-    table.figure(f"{what}: dateline / bare", ratios(ours, bare), "x", at_least(goal))
+    table.figure(f"{what}: bare aiohttp", theirs, "/s", digits=0)
+    table.figure(f"{what}: dateline / bare", ratios(ours, theirs), "x", at_least(goal))
