@@ -44,6 +44,8 @@ async def run(table: Table, given: Given) -> None:
                 p99, growth = await _round(table, program, running, f"beside-{number}", readers, readers, seconds)
                 beside.append(p99)
                 growths.append(growth)
+            caught_up = sum((await running.metric("dateline_catch_ups_total")).values())
+    table.note(f"brought up by a folded difference: {caught_up:,.0f} in all")
     table.figure("live readers' p99, none stalled", alone, "ms")
     table.figure("live readers' p99, beside the stalled", beside, "ms")
     table.figure("the second to the first", ratios(beside, alone), "x", at_most(1.2))
