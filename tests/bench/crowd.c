@@ -39,7 +39,7 @@ enum { ABSENT, CONNECTING, HEAD, BODY, AWAY };
 enum { NOTHING, CHANGE, LIVE, SNAPSHOT, RESET, BYE, OTHER };
 
 struct reader {
-  int fd, kind, first_line, jumped;
+  int fd, kind, first_line;
   int64_t epoch, id_epoch, id_n, sent, q;
   uint64_t due;
   unsigned retry_ms, length;
@@ -49,7 +49,7 @@ struct reader {
 static struct reader *readers;
 /* Apart and dense: the ends of waits are looked for in these after every turn. */
 static int64_t *last;
-static uint8_t *state, *live, *stalled;
+static uint8_t *state, *live, *stalled, *jumped;
 static int N, epoll, port, of_marks, whole, receive_bytes;
 static const char *path;
 static uint64_t deliveries, bytes, reads, gaps, repeats, resets, ended, byes, buckets[BUCKETS], slowest, away;
@@ -98,7 +98,7 @@ static void join(int i) {
   setsockopt(r->fd, SOL_SOCKET, SO_LINGER, &with_a_reset, sizeof with_a_reset);
   setsockopt(r->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
   if (receive_bytes) setsockopt(r->fd, SOL_SOCKET, SO_RCVBUF, &receive_bytes, sizeof receive_bytes);
-  r->kind = r->jumped = r->length = 0;
+  r->kind = r->length = jumped[i] = 0;
   r->first_line = 1;
   r->sent = r->q = 0;
   state[i] = CONNECTING;
@@ -121,7 +121,7 @@ static void ask(int i) {
 static void hold(int i, int64_t n, int contiguous) {
   if (last[i] && n <= last[i]) { repeats++; return; }
   if (last[i] && n != last[i] + 1 && contiguous) gaps++;
-  else if (last[i] && n != last[i] + 1) readers[i].jumped = 1;
+  else if (last[i] && n != last[i] + 1) jumped[i] = 1;
   last[i] = n;
 }
 
@@ -146,7 +146,7 @@ static void dispatch(int i, uint64_t at) {
     if (whole && r->kind == LIVE && last[i] && last[i] != r->id_n) gaps++;
     r->epoch = r->id_epoch;
     last[i] = r->id_n;
-    r->jumped = 0;
+    jumped[i] = 0;
     if (r->kind == LIVE) live[i] = 1;
   } else if (r->kind == RESET) {
     resets++;
@@ -204,7 +204,7 @@ static void readable(int i) {
 static int late(int64_t number) {
   int count = 0;
   for (int i = 0; i < N; i++)
-    count += state[i] != ABSENT && !stalled[i] && !(state[i] == BODY && live[i] && last[i] >= number);
+    count += state[i] != ABSENT && !stalled[i] && !(state[i] == BODY && live[i] && !jumped[i] && last[i] >= number);
   return count;
 }
 
@@ -217,7 +217,7 @@ static double quantile(double share) {
 }
 
 static void report(void) {
-  for (int i = 0; i < N; i++) gaps += state[i] == BODY && live[i] && !stalled[i] && readers[i].jumped;
+  for (int i = 0; i < N; i++) gaps += state[i] == BODY && live[i] && !stalled[i] && jumped[i];
   printf("{\"deliveries\":%lu,\"bytes\":%lu,\"reads\":%lu,\"gaps\":%lu,\"repeats\":%lu,\"resets\":%lu,\"ended\":%lu,"
          "\"byes\":%lu,\"p50_ms\":%.3f,\"p99_ms\":%.3f,\"max_ms\":%.3f,\"cpu_seconds\":%.6f}\n",
          deliveries, bytes, reads, gaps, repeats, resets, ended, byes, quantile(0.5), quantile(0.99), slowest / 1e6, cpu());
@@ -235,7 +235,7 @@ int main(int count, char **given) {
   receive_bytes = count > 5 ? atoi(given[5]) : 0;
   readers = calloc(N, sizeof *readers);
   last = calloc(N, sizeof *last);
-  state = calloc(N, 1), live = calloc(N, 1), stalled = calloc(N, 1);
+  state = calloc(N, 1), live = calloc(N, 1), stalled = calloc(N, 1), jumped = calloc(N, 1);
   struct rlimit files;
   getrlimit(RLIMIT_NOFILE, &files);
   files.rlim_cur = files.rlim_max;
