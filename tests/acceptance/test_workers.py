@@ -15,7 +15,7 @@ from services.cli.heads import read_heads
 from shared import supervisor
 from shared.config import Config
 from shared.position import Position
-from shared.supervisor import Kept, environment_of
+from shared.supervisor import Child, environment_of
 from tests.acceptance.harness import (
     Installation,
     Newsroom,
@@ -159,7 +159,7 @@ async def test_a_worker_that_does_not_end_when_it_is_asked_to_is_killed(
     (tmp_path / "stubborn.py").write_text(STUBBORN)
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     environment = {**environment_of(Config()), "PYTHONPATH": str(tmp_path)}
-    kept = Kept("stubborn", "1", environment, drain_seconds=0.1)
+    kept = Child("stubborn", "1", environment, drain_seconds=0.1)
     running = asyncio.create_task(kept.run())
     await asyncio.wait_for(kept.listens.wait(), 30)
     pid = int(kept.url)
