@@ -18,6 +18,7 @@ from services.gateway.connection import SEND_BUFFER_BYTES, TRANSPORT_BYTES, Tran
 from services.gateway.differences import Differences, Folded
 from services.gateway.hub import Hub, _socket
 from services.gateway.reader import Reader
+from services.gateway.reads import Reads
 from services.gateway.ring import Ready
 from shared.errors import Unavailable
 from shared.keys import Keys
@@ -614,6 +615,81 @@ async def test_a_private_feed_that_is_public_again_shows_only_what_it_is_now(
         events = await stream.until("live")
         assert "Nobody may know" not in repr(events)
         assert events[1].data["title"] == "All may know"
+
+
+# Storms
+
+
+async def test_what_a_crowd_that_comes_back_needs_is_read_once(
+    newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All stand at the same position of a feed that does not move."""
+    await newsroom.story(FEED, 5)
+    calls: list[str] = []
+
+    def count(name: str) -> None:
+        original = getattr(Reads, name)
+
+        async def counted(self: Reads, *args: Any, **kwargs: Any) -> Any:
+            calls.append(name)
+            return await original(self, *args, **kwargs)
+
+        monkeypatch.setattr(Reads, name, counted)
+
+    count("document")
+    count("difference")
+    streams = await asyncio.gather(*(gateway.stream(f"{STREAM}?last_event_id=1-1") for _ in range(100)))
+    for stream in streams:
+        assert [event.kind for event in await stream.until("live")][1:] == ["entry"] * 5 + ["live"]
+    assert sorted(calls) == ["difference", "document"]
+    await newsroom.say(FEED, "e6")
+    for stream in streams:
+        assert (await stream.next()).data["id"] == "e6"
+        stream.cut()
+
+
+async def test_a_gateway_that_stops_in_a_storm_ends_in_time_and_turns_nobody_away_without_a_word(
+    newsroom: Newsroom, server: RunningServer, keys: Keys
+) -> None:
+    await newsroom.story(FEED, 5)
+    loop = asyncio.get_running_loop()
+
+    async def come(gateway: Running) -> list[Event]:
+        async with await gateway.stream(f"{STREAM}?last_event_id=1-1") as stream:
+            return await stream.rest()
+
+    async with running_gateway(server.url, keys, drain_seconds=3.0) as gateway:
+        storm = [asyncio.create_task(come(gateway)) for _ in range(150)]
+        await eventually(lambda: len(gateway.readers) >= 50)
+        start = loop.time()
+    assert loop.time() - start < 4.5
+    ends = [task.result()[-1] for task in storm if task.done() and task.exception() is None]
+    assert len(ends) >= 50
+    assert {(end.kind, end.data["reason"]) for end in ends} == {("bye", "draining")}
+    await asyncio.gather(*storm, return_exceptions=True)
+
+
+async def test_the_goodbyes_of_a_drain_are_spread_over_its_time(
+    newsroom: Newsroom, server: RunningServer, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "GOODBYES_PER_SECOND", 40)
+    await newsroom.story(FEED)
+    loop = asyncio.get_running_loop()
+
+    async def came_to_its_end(stream: Stream) -> float:
+        await stream.rest()
+        return loop.time()
+
+    async with running_gateway(server.url, keys, drain_seconds=10.0) as gateway:
+        streams = [await gateway.stream(STREAM) for _ in range(48)]
+        ends = [asyncio.create_task(came_to_its_end(stream)) for stream in streams]
+        await eventually(lambda: all(reader.live for reader in gateway.readers))
+        draining = asyncio.create_task(gateway.readers.drain(seconds=1.0))
+        times = sorted(await asyncio.gather(*ends))
+        assert 0.3 < times[-1] - times[0] < 2.0, "over six tenths of a second, were there time enough"
+        for stream in streams:
+            stream.close()
+        await draining
 
 
 # The end
