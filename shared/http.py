@@ -43,7 +43,7 @@ _CORS: Mapping[str, str] = {
 # What the edge adds to every answer to a public read, beside its request's id.
 PUBLIC_READ: Mapping[str, str] = {hdrs.SERVER: "Dateline", **_CORS}
 
-AtHand = Callable[[web.Request], web.Response | None]
+AtHand = Callable[[web.Request], web.StreamResponse | None]
 Check = Callable[[], Awaitable[dict[str, Any]]]
 
 REQUEST_ID = web.RequestKey("request_id", str)

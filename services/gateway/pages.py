@@ -145,22 +145,23 @@ class Pages:
         self._asked[request.raw_path] = asked
         return asked
 
-    def at_hand(self, request: web.Request) -> web.Response | None:
+    def at_hand(self, request: web.Request) -> web.StreamResponse | None:
         """The answer to a request without a token, if all of it is kept: no route, no parameter has to be looked at."""
         asked = self._asked.get(request.raw_path)
-        if asked is None or asked.at_least is not None or request.method not in _READS:
+        if asked is None or asked.at_least is not None or asked.private or request.method not in _READS:
             return None
         shown = self._kept.find(asked.feed, asked.key)
         if shown is None or shown.status == 404 or shown.moment.visibility == "private":
             return None
-        return None if hdrs.AUTHORIZATION in request.headers else asked.answer(request, shown, private=False)
+        return None if hdrs.AUTHORIZATION in request.headers else shown.at_hand(request, link=asked.link(shown))
 
     async def _answer(self, request: web.Request, asked: "_Asked") -> web.Response:
         holder = self._tokens.holder(request)
         shown = await self._read(asked, sees_private=holder is not None)
         if shown.status == 404:
             raise EntryNotFound(asked.feed, request.match_info["entry"])
-        while (answer := asked.answer(request, shown, private=holder is not None)) is None:
+        private = asked.private or holder is not None
+        while (answer := shown.answer(request, private=private, link=asked.link(shown))) is None:
             await shown.code(request)
         return answer
 
@@ -214,14 +215,13 @@ class _Asked:
         self._query = tuple(request.query.items())
         self._link = ("", "")
 
-    def answer(self, request: web.Request, shown: Representation, *, private: bool) -> web.Response | None:
-        """`shown` as this request's answer, with the link to the next page, put together once while that is the same."""
-        private = private or self.private
+    def link(self, shown: Representation) -> str | None:
+        """To the page after `shown`, put together once while that is the same."""
         if shown.cursor is None:
-            return shown.answer(request, private=private)
+            return None
         if self._link[0] != shown.cursor:
             self._link = (shown.cursor, params.next_link(self._path, self._query, shown.cursor))
-        return shown.answer(request, private=private, link=self._link[1])
+        return self._link[1]
 
 
 class _Place(msgspec.Struct, frozen=True):

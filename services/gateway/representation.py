@@ -6,14 +6,16 @@ Owns content codings, each made once and only when somebody takes it. What stand
 import asyncio
 import re
 import sys
+import time
 import zlib
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 from multidict import CIMultiDict
 
 from services.gateway.reads import Moment
+from services.gateway.ready_answer import ReadyAnswer, http_date, ready_head
 from shared.http import PUBLIC_READ, not_modified
 
 if sys.version_info >= (3, 14):
@@ -28,6 +30,9 @@ PRIVATE = "private, no-store"
 CODED_FROM_BYTES = 1_024
 # A page of 20 KB takes gzip 0.8 ms, which the event loop can spare once per moment; what is larger is for a thread.
 CODED_IN_LOOP_BYTES_MAX = 32 * 1024
+
+# Links that ask for the same page in other words.
+HEADS_MAX = 16
 
 
 def _gzip(body: bytes) -> bytes:
@@ -52,6 +57,7 @@ class Representation:
         self._coded = {"identity": body}
         self._coding: dict[str, asyncio.Task[None]] = {}
         self._headers: dict[tuple[bool, str | None], CIMultiDict[str]] = {}
+        self._heads: dict[tuple[str | None, str | None], bytes] = {}
 
     @property
     def size_bytes(self) -> int:
@@ -63,18 +69,45 @@ class Representation:
 
         `private` is what one reader alone may keep.
         """
+        chosen = self._chosen(request)
+        if chosen is None:
+            return None
+        status, coding, body = chosen
         private = private or self.moment.visibility == "private"
-        if self.status == 200 and not_modified(request, self.etag):
-            response = web.Response(status=304, headers=self._headers_for(private, None))
-        else:
-            coding = _coding_for(request) if self._may_be_coded else "identity"
-            body = self._coded.get(coding)
-            if body is None:
-                return None
-            response = web.Response(status=self.status, body=body, headers=self._headers_for(private, coding))
+        response = web.Response(status=status, body=body, headers=self._headers_for(private, coding))
         if link is not None:
             response.headers[hdrs.LINK] = link
         return response
+
+    def at_hand(self, request: web.Request, *, link: str | None) -> web.StreamResponse | None:
+        """As `answer`, to a public read of a public document, with all that the edge adds but the request's id."""
+        if request.version != HttpVersion11:
+            return None
+        chosen = self._chosen(request)
+        if chosen is None:
+            return None
+        status, coding, body = chosen
+        head = self._heads.get((coding, link))
+        if head is None:
+            headers = {**self._headers_for(False, coding), **PUBLIC_READ}
+            if coding is not None:
+                headers[hdrs.CONTENT_LENGTH] = str(len(body))
+            if link is not None:
+                headers[hdrs.LINK] = link
+            if len(self._heads) >= HEADS_MAX:
+                self._heads.clear()
+            head = self._heads[coding, link] = ready_head(status, headers)
+        response = ReadyAnswer(head, b"" if request.method == hdrs.METH_HEAD else body)
+        response.headers[hdrs.DATE] = http_date(int(time.time()))
+        return response
+
+    def _chosen(self, request: web.Request) -> tuple[int, str | None, bytes] | None:
+        """Status, coding and body of the answer; a 304 has no coding."""
+        if self.status == 200 and not_modified(request, self.etag):
+            return 304, None, b""
+        coding = _coding_for(request) if self._may_be_coded else "identity"
+        body = self._coded.get(coding)
+        return None if body is None else (self.status, coding, body)
 
     async def code(self, request: web.Request) -> None:
         """Make the coding that `answer` lacks."""
@@ -104,8 +137,6 @@ class Representation:
                     hdrs.VARY: hdrs.ACCEPT_ENCODING,
                 }
             )
-            if not private:
-                headers.update(PUBLIC_READ)
             if coding is not None:
                 headers[hdrs.CONTENT_TYPE] = "application/json; charset=utf-8"
                 if coding != "identity":

@@ -96,6 +96,34 @@ async def test_a_kept_answer_is_the_one_that_was_read(
     assert len(reads) == 1
 
 
+@pytest.mark.parametrize("tag", ["", "If-None-Match: *\r\n"])
+async def test_a_kept_answer_is_on_the_wire_what_one_in_an_older_protocol_is(
+    newsroom: Newsroom, gateway: Running, tag: str
+) -> None:
+    """Its head is put together beforehand, but for HTTP/1.1 alone; a connection that is to end says so and ends."""
+    await newsroom.story(FEED, 25)
+    heads = []
+    for version, connection in (("1.1", ""), ("1.1", ""), ("1.1", "Connection: close\r\n"), ("1.0", "")):
+        request = f"GET {ENTRIES} HTTP/{version}\r\nHost: test\r\n{connection}{tag}\r\n"
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(request.encode())
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            lines = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:-2])
+            body = await reader.readexactly(int(lines.get("content-length", 0)) if not tag else 0)
+            assert lines.pop("connection", "keep-alive") == ("close" if connection else "keep-alive")
+            if connection or version == "1.0":
+                assert await reader.read() == b""
+            else:
+                writer.write(request.encode())
+                assert (await reader.readuntil(b"\r\n\r\n")).decode().startswith(head.partition("\r\n")[0])
+        writer.close()
+        assert len(lines.pop("x-request-id")) == 36 and lines.pop("date").endswith(" gmt")
+        heads.append((head.split(" ", 1)[1].partition("\r\n")[0], lines, body))
+    assert all(head == heads[0] for head in heads)
+    assert heads[0][0] == ("304 Not Modified" if tag else "200 OK") and "link" in heads[0][1]
+
+
 async def test_a_page_comes_in_the_coding_that_a_client_takes_under_one_tag(
     newsroom: Newsroom, gateway: Running, reads: list[str]
 ) -> None:
