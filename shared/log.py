@@ -1,35 +1,30 @@
-"""The log: appending to it under guards, looking at what a decision needs, and reading it in order.
+"""The log: what a decision needs of it in one look, appending to it, and reading it in order.
 
-Owns the two scripts of the write side and the form of what they store. What to append is decided elsewhere.
+Owns the look and the order of what is read. An append's form and its answers are `append`'s, its way to the server `lanes`'.
 """
 
 import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from msgspec import Struct
 
+from shared.append import Answer, Append, Appended, Known, RecordStatus, answer_of, args_of, keys_of
 from shared.archive.archives import Archives
 from shared.documents import Document, Feed, parse_document, parse_feed
 from shared.durability import Confirmation
 from shared.errors import Corrupted, StalePosition
-from shared.events import Encoded
 from shared.keys import Keys
+from shared.lanes import Lanes
 from shared.ndjson import StreamEntry
 from shared.position import ORIGIN, Position
 from shared.read_models import N_CHARACTERS
 from shared.redis import Redis, Script, command, run_pipeline
 
-EVENTS_PER_APPEND_MAX = 200
-BYTES_PER_APPEND_MAX = 2 * 1024 * 1024
-
 _EPOCH_MAX = 10**18 - 1
 
-_append = Script(__file__, "append.lua")
 _load = Script(__file__, "load.lua", read_only=True)
-
-RecordStatus = Literal["published", "retracted"]
 
 
 class Record(NamedTuple):
@@ -55,15 +50,6 @@ class Head(NamedTuple):
     live: int
 
 
-class Known(NamedTuple):
-    """A command that stands in the log already: how many events it made, and the last one's position."""
-
-    fingerprint: str
-    attempt: str
-    events: int
-    last: Position
-
-
 class Looked(Struct, frozen=True):
     """One look at a feed: the write side, and the documents of the active generation at its checkpoint."""
 
@@ -76,126 +62,41 @@ class Looked(Struct, frozen=True):
     pinned: frozenset[str]
 
 
-class Guards(Struct, frozen=True):
-    """What must still be as it was when the command was decided; None is not guarded."""
-
-    opens: bool = False
-    version: int | None = None
-    pins: int | None = None
-    entries: Mapping[str, Position | None] = {}
-
-
-class NewRecord(NamedTuple):
-    """An entry's record after the append; its position is that of the command's `event`-th event, from 1."""
-
-    status: RecordStatus
-    revision: int
-    event: int
-    fingerprint: str
-
-
-class Append(Struct, frozen=True):
-    """One command's events, and what the head and the records become when they are appended."""
-
-    command: str
-    fingerprint: str
-    events: Sequence[Encoded]
-    guards: Guards
-    live_change: int
-    new_status: str | None
-    sets_version: bool
-    sets_pins: bool
-    records: Mapping[str, NewRecord]
-
-
-class Appended(NamedTuple):
-    """The events stand in the log, the last one at `last`."""
-
-    last: Position
-    recorded_at: int
-
-
-class Stale(NamedTuple):
-    """A guard did not hold: `what` changed since the decision."""
-
-    what: str
-
-
-class Conflict(NamedTuple):
-    """The command id stands in the log under another fingerprint."""
-
-
-class Unadmitted(NamedTuple):
-    """The server process is not the one that was admitted: `admission` must first decide what it may have lost."""
-
-    server: str
-
-
 class Log:
     """The logs of all feeds of one installation."""
 
     def __init__(self, redis: Redis, keys: Keys) -> None:
         self._redis = redis
         self._keys = keys
+        self._lanes = Lanes(redis)
         self.archives = Archives(redis, keys)
 
-    async def append(
-        self, feed: str, append: Append, *, confirmation: Confirmation | None = None
-    ) -> Appended | Known | Stale | Conflict | Unadmitted:
+    async def append(self, feed: str, append: Append, *, confirmation: Confirmation | None = None) -> Answer:
         """Append all events at consecutive positions, or change nothing. Known: an earlier attempt did it.
 
         Safe to send twice: a second arrival of this very call is recognised by its attempt and answered as the first.
         OutcomeUnknown when `confirmation` did not come: the events may stand, and are not as durable as promised.
         """
-        keys = self._keys.feed(feed)
-        shard = self._keys.shard(self._keys.shard_of(feed))
-        attempt = secrets.token_hex(6)
-        guards = append.guards
-        args: list[bytes | str | int] = [feed, keys.commands, append.command, append.fingerprint, attempt]
-        args += ["1" if guards.opens else "", _optional(guards.version), _optional(guards.pins)]
-        args += [append.live_change, append.new_status or ""]
-        args += ["1" if append.sets_version else "", "1" if append.sets_pins else "", len(guards.entries)]
-        for entry, position in guards.entries.items():
-            args += [entry, str(position or "")]
-        args.append(len(append.events))
-        for event in append.events:
-            args += [event.envelope, event.content]
-        args.append(len(append.records))
-        for entry, record in append.records.items():
-            args += [entry, f"{record.status} {record.revision}", record.event, record.fingerprint]
-        on_shard = (shard.dirty, shard.doorbell, shard.touch, shard.incarnation, shard.witnessed)
-        answer = await self._confirmed((keys.log, keys.head, keys.entries, *on_shard), args, confirmation)
-        match answer:
-            case [b"appended", epoch, n, recorded_at]:
-                return Appended(Position(int(epoch), int(n)), int(recorded_at))
-            case [b"known", value]:
-                known = _known(value)
-                return (
-                    Appended(known.last, await self.recorded_at(feed, known.last))
-                    if known.attempt == attempt
-                    else known
-                )
-            case [b"stale", what]:
-                return Stale(what.decode())
-            case [b"conflict"]:
-                return Conflict()
-            case [b"unadmitted", server]:
-                return Unadmitted(server.decode())
-        raise Corrupted(f"the append script answered {answer!r}")
-
-    async def _confirmed(
-        self, keys: Sequence[str], args: Sequence[bytes | str | int], confirmation: Confirmation | None
-    ) -> Any:
-        """The append script's answer, once what it wrote is confirmed: asked behind it on the same connection."""
-        if confirmation is None:
-            return await _append(self._redis, keys, args)
-        pipeline = self._redis.pipeline(transaction=False)
-        _append.queue(pipeline, keys, args)
-        pipeline.execute_command(*confirmation.command)
-        answer, confirmed = await run_pipeline(self._redis, pipeline, (_append,))
-        if answer[0] in (b"appended", b"known"):
+        shard = self._keys.shard_of(feed)
+        keys, attempt = self._keys.feed(feed), secrets.token_hex(6)
+        raw, confirmed = await self._lanes.send(
+            shard,
+            keys_of(keys, self._keys.shard(shard)),
+            args_of(feed, append, commands=keys.commands, attempt=attempt),
+            confirmation=confirmation,
+        )
+        answer = answer_of(raw)
+        if confirmation is not None and isinstance(answer, Appended | Known):
+            if isinstance(confirmed, Exception):
+                raise confirmed
             confirmation.check(confirmed)
+        if isinstance(answer, Known) and answer.attempt == attempt:
+            return Appended(answer.last, await self.recorded_at(feed, answer.last))
         return answer
+
+    async def close(self) -> None:
+        """Give up the appends that are under way."""
+        await self._lanes.close()
 
     async def confirm(self, feed: str, confirmation: Confirmation) -> None:
         """OutcomeUnknown unless all that stands in the feed's log until now is as durable as promised."""
@@ -217,7 +118,7 @@ class Log:
         if head is None:
             records = documents = [None] * len(entries)
         return Looked(
-            known=_known(known) if known else None,
+            known=Known.parse(known) if known else None,
             head=_head(head) if head else None,
             records={entry: _record(raw) if raw else None for entry, raw in zip(entries, records, strict=True)},
             checkpoint=Position.parse(checkpoint.decode()) if checkpoint else ORIGIN,
@@ -343,15 +244,6 @@ def in_order(feed: str, raw: Sequence[Any], *, after: Position) -> list[StreamEn
 def stream_entry(item: Any) -> StreamEntry:
     entry_id, flat = item
     return StreamEntry(entry_id, dict(zip(flat[::2], flat[1::2], strict=True)) if isinstance(flat, list) else flat)
-
-
-def _optional(value: int | None) -> str:
-    return "" if value is None else str(value)
-
-
-def _known(value: bytes) -> Known:
-    fingerprint, attempt, events, last = value.decode().split(" ")
-    return Known(fingerprint, attempt, int(events), Position.parse(last))
 
 
 def _head(raw: Sequence[bytes | None]) -> Head:

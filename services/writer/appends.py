@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from services.writer.commands import PublishEntry, Request
 from services.writer.decide import Plan, State, evolve
+from shared.append import BYTES_PER_APPEND_MAX, EVENTS_PER_APPEND_MAX, Append, Guards, NewRecord, RecordStatus
 from shared.documents import Entry
 from shared.errors import BodyTooLarge
 from shared.events import (
@@ -21,7 +22,7 @@ from shared.events import (
     encode,
 )
 from shared.fold import touched
-from shared.log import BYTES_PER_APPEND_MAX, EVENTS_PER_APPEND_MAX, Append, Guards, Looked, NewRecord, RecordStatus
+from shared.log import Looked
 from shared.position import Position
 
 

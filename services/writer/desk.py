@@ -19,6 +19,7 @@ from services.writer.commands import Command, PinEntry, PublishEntry, Request
 from services.writer.decide import plan
 from services.writer.outcome import Outcome, document_of, outcome_of
 from services.writer.state import States
+from shared.append import Append, Appended, Conflict, Known, Stale, Unadmitted
 from shared.durability import Confirmation
 from shared.epochs.admission import Admission
 from shared.epochs.witness import Witness
@@ -32,17 +33,7 @@ from shared.events import (
     EntryPublished,
     about,
 )
-from shared.log import (
-    Append,
-    Appended,
-    Conflict,
-    Head,
-    Known,
-    Log,
-    Looked,
-    Stale,
-    Unadmitted,
-)
+from shared.log import Head, Log, Looked
 from shared.metrics import Metrics
 from shared.position import Position
 from shared.redis import UNREACHABLE, redis_errors

@@ -11,10 +11,11 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from shared.append import Append, Appended, Guards, NewRecord, Stale
 from shared.errors import CannotFold, Corrupted, EntryNotFound, FeedNotFound, Unavailable
 from shared.events import EntryRedacted, Envelope, Removed, about, encode
 from shared.keys import Keys
-from shared.log import Append, Appended, Guards, Log, NewRecord, Stale, stream_entry
+from shared.log import Log, stream_entry
 from shared.position import ORIGIN, Position
 from shared.redis import Redis, Script, command
 from shared.write_side import NO_FINGERPRINT

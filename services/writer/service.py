@@ -41,7 +41,8 @@ class Writer:
         self._promises = Promises(self._redis, config)
         self._admission = Admission(self._redis, self._keys)
         self.witness = Witness(self._redis, self._keys, on_restart=lambda: desk.forget())
-        desk = Desk(Log(self._redis, self._keys), self._admission, self.witness, metrics)
+        self._log = Log(self._redis, self._keys)
+        desk = Desk(self._log, self._admission, self.witness, metrics)
         self.routes: list[web.RouteDef] = routes(
             desk,
             Imports(Restoring(self._redis, self._keys)),
@@ -63,6 +64,7 @@ class Writer:
             group.create_task(self._admission.watch())
 
     async def close(self) -> None:
+        await self._log.close()
         await self._redis.aclose()
 
 

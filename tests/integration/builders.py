@@ -28,6 +28,7 @@ from services.writer.commands import (
 from services.writer.desk import Desk
 from services.writer.outcome import Outcome
 from shared import log as log_module
+from shared.append import Append, Appended, Guards, NewRecord
 from shared.archive.removal import Removal, Rewritten
 from shared.documents import Document, Entry, Feed, FeedStatus, TextBlock, render
 from shared.durability import Confirmation
@@ -49,7 +50,7 @@ from shared.events import (
 from shared.fingerprints import fingerprint
 from shared.fold import Documents, fold
 from shared.keys import Keys
-from shared.log import Append, Appended, Guards, Log, NewRecord
+from shared.log import Log
 from shared.metrics import Metrics
 from shared.ndjson import StreamEntry
 from shared.position import ORIGIN, Position

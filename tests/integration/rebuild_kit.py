@@ -11,6 +11,7 @@ from services.projector.builds import Build, Builds, Reason
 from services.projector.flip import flip
 from services.projector.rebuild import EVENTS_PER_SLICE_MAX, Rebuilds, Site, Survey
 from services.projector.retired import remove_piece, rest
+from shared.append import EVENTS_PER_APPEND_MAX, Appended
 from shared.events import (
     Encoded,
     EntryChanges,
@@ -26,7 +27,7 @@ from shared.events import (
     RetractionReason,
 )
 from shared.keys import Keys
-from shared.log import EVENTS_PER_APPEND_MAX, Appended, Log
+from shared.log import Log
 from shared.position import Position
 from shared.redis import Redis, Script, command
 from tests.integration.builders import (

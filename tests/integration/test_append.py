@@ -9,24 +9,13 @@ from typing import Any, cast
 
 import pytest
 
+from shared.append import EVENTS_PER_APPEND_MAX, Append, Appended, Conflict, Guards, Known, NewRecord, Stale, Unadmitted
 from shared.epochs.raising import Epochs
 from shared.epochs.witness import report
 from shared.errors import Corrupted
 from shared.events import EntryPinned, FeedOpened, FeedRevised, FeedStatusChanged
 from shared.keys import Keys
-from shared.log import (
-    EVENTS_PER_APPEND_MAX,
-    Append,
-    Appended,
-    Conflict,
-    Guards,
-    Head,
-    Known,
-    Log,
-    NewRecord,
-    Stale,
-    Unadmitted,
-)
+from shared.log import Head, Log
 from shared.position import Position
 from shared.redis import Redis, command
 from tests.integration.builders import (

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.projector.commit import BYTES_PER_COMMIT_MAX, EVENTS_PER_COMMIT_MAX, Commits, Frame, prepare
+from shared.append import Append, Appended, Guards
 from shared.documents import parse_document, parse_feed
 from shared.epochs.admission import Admission
 from shared.errors import Corrupted, NewerLog
@@ -38,7 +39,7 @@ from shared.events import (
 from shared.fold import FOLD_VERSION
 from shared.instants import milliseconds_of
 from shared.keys import Keys
-from shared.log import Append, Appended, Guards, Log, stream_entry
+from shared.log import Log, stream_entry
 from shared.position import Position
 from shared.quarantine import QuarantineRecord
 from shared.read_models import READ_MODELS

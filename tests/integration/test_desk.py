@@ -15,6 +15,16 @@ from services.writer import desk as desk_module
 from services.writer.commands import Command, MarkKeyEvent, UnmarkKeyEvent
 from services.writer.desk import ATTEMPTS_MAX, Desk
 from services.writer.outcome import Outcome
+from shared.append import (
+    BYTES_PER_APPEND_MAX,
+    EVENTS_PER_APPEND_MAX,
+    Append,
+    Appended,
+    Conflict,
+    Known,
+    Stale,
+    Unadmitted,
+)
 from shared.documents import Entry, Feed, Tombstone, render
 from shared.errors import (
     BodyTooLarge,
@@ -34,18 +44,7 @@ from shared.errors import (
 from shared.events import Encoded, EntryCorrected, EntryPinned, EntryPublished, EntryUnpinned
 from shared.events import EntryRetracted as Retraction
 from shared.keys import Keys
-from shared.log import (
-    BYTES_PER_APPEND_MAX,
-    EVENTS_PER_APPEND_MAX,
-    Append,
-    Appended,
-    Conflict,
-    Known,
-    Log,
-    Looked,
-    Stale,
-    Unadmitted,
-)
+from shared.log import Log, Looked
 from shared.position import Position
 from shared.redis import Redis
 from tests.integration.builders import (

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from services.writer.desk import Desk
+from shared.append import Appended, Unadmitted
 from shared.epochs import admission as admission_module
 from shared.epochs.admission import Admission
 from shared.epochs.raising import Epochs
@@ -15,7 +16,7 @@ from shared.epochs.witness import Witness, report
 from shared.errors import Unavailable
 from shared.events import EpochRaised
 from shared.keys import SHARDS, Keys
-from shared.log import Appended, Log, Unadmitted
+from shared.log import Log
 from shared.position import Position
 from shared.redis import Redis, command
 from tests.integration.builders import (

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from shared.append import Known, NewRecord
 from shared.documents import Entry, Tombstone
 from shared.errors import Corrupted
 from shared.events import EntryPinned, EntryRetracted, RetractionReason
 from shared.keys import Keys
-from shared.log import Known, Log, NewRecord, Record
+from shared.log import Log, Record
 from shared.position import ORIGIN, Position
 from shared.redis import Redis, command
 from tests.integration.builders import (

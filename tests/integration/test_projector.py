@@ -20,11 +20,12 @@ from services.projector import lease as lease_module
 from services.projector import worker as worker_module
 from services.projector.shard import FEEDS_PER_ROUND_MAX
 from services.projector.worker import Projector
+from shared.append import Append, Appended
 from shared.epochs.admission import Admission
 from shared.errors import Corrupted, OutcomeUnknown
 from shared.events import Encoded, EntryPinned
-from shared.keys import SHARDS, Keys
-from shared.log import Append, Appended, Log
+from shared.keys import SHARDS, Keys, ShardKeys
+from shared.log import Log
 from shared.metrics import Metrics
 from shared.redis import Redis, command, connect, connect_for_blocking
 from tests.integration.builders import (
@@ -131,23 +132,16 @@ async def projected(redis: Redis, keys: Keys, feed: str = FEED) -> None:
     assert not await is_dirty(redis, keys, feed)
 
 
-class Unheard:
-    """A client whose scripts ring a doorbell that is gone before anybody hears it."""
+class Unheard(Keys):
+    """Keys under which appends ring a doorbell that nobody listens to."""
 
-    def __init__(self, redis: Redis, doorbell: str) -> None:
-        self._redis = redis
-        self._doorbell = doorbell
-
-    async def execute_command(self, *args: Any) -> Any:
-        pipeline = self._redis.pipeline(transaction=True)
-        pipeline.execute_command(*args)
-        pipeline.delete(self._doorbell)
-        return (await pipeline.execute())[0]
+    def shard(self, shard: int) -> ShardKeys:
+        keys = super().shard(shard)
+        return keys._replace(doorbell=keys.doorbell + ":unheard")
 
 
 async def append_unheard(redis: Redis, keys: Keys, append: Append) -> None:
-    silent = Unheard(redis, keys.shard(SHARD).doorbell)
-    assert isinstance(await Log(cast("Redis", silent), keys).append(FEED, append), Appended)
+    assert isinstance(await Log(redis, Unheard(keys.prefix)).append(FEED, append), Appended)
 
 
 async def take_from(redis: Redis, keys: Keys, owner: str = "other") -> int:
@@ -195,9 +189,10 @@ async def test_a_feed_whose_doorbell_was_lost_is_found_by_the_sweep(
     async with projecting(server.url, keys) as projector:
         await projected(redis, keys)
         await eventually(lambda: projector.listens)
+        rung = await redis.xlen(keys.shard(SHARD).doorbell)
         for number in range(2):
             await append_unheard(redis, keys, appending_entry(f"unheard-{number}"))
-            assert not await redis.exists(keys.shard(SHARD).doorbell)
+            assert await redis.xlen(keys.shard(SHARD).doorbell) == rung
             await projected(redis, keys)
 
 

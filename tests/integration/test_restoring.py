@@ -83,7 +83,7 @@ async def newsroom(redis: Redis, keys: Keys) -> list[StreamEntry]:
 
 
 def restoring_record(revision: int) -> Any:
-    from shared.log import NewRecord
+    from shared.append import NewRecord
 
     return NewRecord("retracted", revision, 1, "-")
 

@@ -26,6 +26,7 @@ VOCABULARY = {
     "write_side",
 }
 EDGES = {
+    "append",
     "archive.archives",
     "archive.archiving",
     "archive.objects",
@@ -38,6 +39,7 @@ EDGES = {
     "epochs.witness",
     "http",
     "keys",
+    "lanes",
     "lifecycle",
     "listening",
     "log",
