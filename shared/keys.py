@@ -84,14 +84,15 @@ class Keys:
         self.installation = f"{prefix}:installation"
         self.projectors = f"{prefix}:projectors"
         self.gateways = f"{prefix}:gateways"
+        bases = [self._base(shard) for shard in range(SHARDS)]
+        self._shards = [ShardKeys(*(base + name for name in ShardKeys._fields)) for base in bases]
 
     @staticmethod
     def shard_of(feed: str) -> int:
         return crc32(feed.encode()) % SHARDS
 
     def shard(self, shard: int) -> ShardKeys:
-        base = self._base(shard)
-        return ShardKeys(*(base + name for name in ShardKeys._fields))
+        return self._shards[shard]
 
     def prefix_of_feeds(self, shard: int) -> str:
         """What the keys of every feed of a shard begin with; the feed's id follows, and a colon."""

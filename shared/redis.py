@@ -6,8 +6,7 @@ Owns clients, scripts and the installation's record. What the scripts do stands 
 import asyncio
 import hashlib
 import math
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -101,13 +100,19 @@ def connect_for_blocking(url: str, *, block_seconds: float) -> Redis:
     return connect(url, connections_max=2, timeout_seconds=block_seconds + COMMAND_TIMEOUT_SECONDS)
 
 
-@asynccontextmanager
-async def redis_errors(what: str) -> AsyncIterator[None]:
+class redis_errors:  # noqa: N801  it is used like a function; a generator would cost ten times as much
     """Turn a server that cannot be reached into Unavailable; everything else goes through as it is."""
-    try:
-        yield
-    except UNREACHABLE as error:
-        raise Unavailable(f"{what}: the log's server cannot be reached; the request may be sent again.") from error
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, UNREACHABLE):
+            detail = f"{self._what}: the log's server cannot be reached; the request may be sent again."
+            raise Unavailable(detail) from error
 
 
 async def command(client: Redis, *args: Arg) -> Any:

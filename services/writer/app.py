@@ -28,6 +28,7 @@ from shared.errors import (
 )
 from shared.http import BATCH_BODY_BYTES_MAX, REQUEST_ID, etags, json_response, read_body, read_json
 from shared.tokens import Tokens
+from shared.write_side import NO_FINGERPRINT
 
 IDEMPOTENCY_KEY_CHARACTERS_MAX = 255
 
@@ -141,6 +142,7 @@ class _Edge:
         if not is_feed_id(feed):
             raise FeedNotFound(feed)
         promise = await self._promise(request)
+        key = _idempotency_key(request)
         outcome = await self._desk.carry_out(
             Request(
                 feed=feed,
@@ -148,8 +150,9 @@ class _Edge:
                 batch=batch,
                 by=by,
                 causation=request[REQUEST_ID],
-                key=_idempotency_key(request),
-                fingerprint=request_fingerprint(request.method, request.path, body),
+                key=key,
+                # Without a key no other request can come under this one's command id.
+                fingerprint=NO_FINGERPRINT if key is None else request_fingerprint(request.method, request.path, body),
                 confirmation=promise.confirmation,
             )
         )

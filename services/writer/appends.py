@@ -5,8 +5,8 @@ Owns which guards a plan needs. How they are held is the append script's, what h
 
 from collections.abc import Sequence
 
-from services.writer.commands import PublishEntry, Request
-from services.writer.decide import Plan, State, evolve
+from services.writer.commands import Request
+from services.writer.decide import Plan
 from shared.append import BYTES_PER_APPEND_MAX, EVENTS_PER_APPEND_MAX, Append, Guards, NewRecord, RecordStatus
 from shared.documents import Entry
 from shared.errors import BodyTooLarge
@@ -23,29 +23,22 @@ from shared.events import (
 )
 from shared.fold import touched
 from shared.log import Looked
-from shared.position import Position
 
 
-def append_of(state: State, looked: Looked, request: Request, decided: Plan, command: str) -> Append:
+def append_of(looked: Looked, request: Request, decided: Plan, command: str) -> Append:
     """The append of one plan under the command id `command`; BodyTooLarge for more than one append may hold."""
-    events = decided.events
+    events, after = decided.events, decided.after
     encoded = [encode(e, command=command, by=request.by, causation=request.causation) for e in events]
     _bound(encoded)
-    after = state.copied()
-    fingerprints = {c.entry: c.fingerprint for c in request.commands if isinstance(c, PublishEntry)}
-    fingerprints |= state.fingerprints
     records: dict[str, NewRecord] = {}
     for number, event in enumerate(events, start=1):
-        evolve(after, event, position=Position(1, number), recorded_at=0)
         entry = touched(event)
         if entry is not None:
             document = after.entries[entry]
             status: RecordStatus = "published" if isinstance(document, Entry) else "retracted"
-            records[entry] = NewRecord(status, document.revision, number, fingerprints[entry])
-    of_feed = any(isinstance(e, FeedOpened | FeedRevised | FeedStatusChanged) for e in events)
-    publishes = any(isinstance(e, EntryPublished) for e in events)
-    pins = any(isinstance(e, EntryPinned) for e in events)
-    live = sum(isinstance(e, EntryPublished) - isinstance(e, EntryRetracted) for e in events)
+            records[entry] = NewRecord(status, document.revision, number, after.fingerprints[entry])
+    kinds = [type(event) for event in events]
+    publishes, of_feed = EntryPublished in kinds, not _OF_FEED.isdisjoint(kinds)
     return Append(
         command=command,
         fingerprint=request.fingerprint,
@@ -54,16 +47,20 @@ def append_of(state: State, looked: Looked, request: Request, decided: Plan, com
             opens=looked.head is None,
             # A closed feed takes no new entries, and two desks must not revise the feed from the same state.
             version=looked.head.version if looked.head and (publishes or of_feed) else None,
-            pins=looked.head.pins if looked.head and pins else None,
+            pins=looked.head.pins if looked.head and EntryPinned in kinds else None,
             entries={entry: record.position if record else None for entry, record in looked.records.items()},
         ),
-        live_change=live,
+        live_change=kinds.count(EntryPublished) - kinds.count(EntryRetracted),
         new_status=after.status if of_feed else None,
         sets_version=of_feed,
-        # A retraction may take a pin with it.
-        sets_pins=any(isinstance(e, EntryPinned | EntryUnpinned | EntryRetracted) for e in events),
+        sets_pins=not _OF_PINS.isdisjoint(kinds),
         records=records,
     )
+
+
+_OF_FEED = frozenset({FeedOpened, FeedRevised, FeedStatusChanged})
+# A retraction may take a pin with it.
+_OF_PINS = frozenset({EntryPinned, EntryUnpinned, EntryRetracted})
 
 
 def _bound(encoded: Sequence[Encoded]) -> None:

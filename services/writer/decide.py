@@ -97,16 +97,21 @@ def decide(state: State, command: Command) -> list[Event]:
 
 
 class Plan(Struct, frozen=True):
-    """The events of a request's commands in order; `ends[i]` counts the events up to and with command i."""
+    """The events of a request's commands in order; `ends[i]` counts the events up to and with command i.
+
+    `after` is the state that they make, at the positions that stood in for theirs.
+    """
 
     events: list[Event]
     ends: list[int]
+    after: State
 
 
 def plan(state: State, commands: Sequence[Command], *, head: Position, recorded_at: int, batch: bool) -> Plan:
     """Decide commands one after the other, each on what those before it made; a refusal of one is a refusal of all.
 
-    `head` and `recorded_at` stand in for what the append script will say; a batch's refusal names its command.
+    Folds the events into `state`. `head` and `recorded_at` stand in for what the append script will say; a batch's refusal
+    names its command.
     """
     events: list[Event] = []
     ends: list[int] = []
@@ -124,7 +129,7 @@ def plan(state: State, commands: Sequence[Command], *, head: Position, recorded_
             state.fingerprints[command.entry] = command.fingerprint
         events += decided
         ends.append(len(events))
-    return Plan(events, ends)
+    return Plan(events, ends, state)
 
 
 def evolve(state: State, event: Event, *, position: Position, recorded_at: int) -> None:

@@ -7,8 +7,8 @@ import asyncio
 import base64
 import hashlib
 import random
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import msgspec
 import structlog
@@ -67,15 +67,21 @@ class Desk:
 
     async def carry_out(self, request: Request) -> Outcome:
         """All commands of a request or none, once, however often it is sent under one key."""
+        await self._enter()
+        try:
+            return await self._carry_out(request)
+        finally:
+            self._door.release()
+
+    async def _enter(self) -> None:
+        if not self._door.locked():
+            await self._door.acquire()  # at once, and without a timer
+            return
         try:
             async with asyncio.timeout(WAIT_SECONDS_MAX):
                 await self._door.acquire()
         except TimeoutError:
             raise Unavailable("too many writes at once; nothing was appended") from None
-        try:
-            return await self._carry_out(request)
-        finally:
-            self._door.release()
 
     async def _carry_out(self, request: Request) -> Outcome:
         command = _command_id(request)
@@ -99,7 +105,7 @@ class Desk:
             if not decided.events and (request.key is None or looked.head is None):
                 await self.confirm(request.feed, request.confirmation)
                 return outcome_of(state, request, decided, position=head, recorded_at=None)
-            append = append_of(state, looked, request, decided, command)
+            append = append_of(looked, request, decided, command)
             match await self._append(request, append):
                 case Appended(last, recorded_at):
                     self._metrics.appended.inc(len(append.events))
@@ -163,14 +169,13 @@ class Desk:
                 del self._heads[next(iter(self._heads))]
 
     async def _append(self, request: Request, append: Append) -> Appended | Known | Stale | Conflict | Unadmitted:
-        with self._metrics.append_seconds.time():
-            async with _outcome_unknown(request.feed, append.command):
-                return await self._log.append(request.feed, append, confirmation=request.confirmation)
+        with self._metrics.append_seconds.time(), _outcome_unknown(request.feed, append.command):
+            return await self._log.append(request.feed, append, confirmation=request.confirmation)
 
     async def confirm(self, feed: str, confirmation: Confirmation | None) -> None:
         """What stood before a request is acknowledged by it as well: OutcomeUnknown unless it is as durable as promised."""
         if confirmation is not None:
-            async with _outcome_unknown(feed, None):
+            with _outcome_unknown(feed, None):
                 await self._log.confirm(feed, confirmation)
 
     async def _look(self, request: Request, commands: Sequence[Command], command: str | None) -> Looked:
@@ -212,8 +217,8 @@ class Desk:
         ]
 
 
-@asynccontextmanager
-async def _outcome_unknown(feed: str, command: str | None) -> AsyncIterator[None]:
+@contextmanager
+def _outcome_unknown(feed: str, command: str | None) -> Iterator[None]:
     """A server that does not answer a write may have carried it out."""
     try:
         yield

@@ -87,7 +87,7 @@ PATCHES: tuple[Patch, ...] = (
     Patch(
         "services/writer/appends.py",
         "pins are not guarded",
-        "looked.head.pins if looked.head and pins else None",
+        "looked.head.pins if looked.head and EntryPinned in kinds else None",
         "None",
         DESK,
     ),
@@ -101,8 +101,8 @@ PATCHES: tuple[Patch, ...] = (
     Patch(
         "services/writer/appends.py",
         "a retraction does not count as a change of pins",
-        "EntryPinned | EntryUnpinned | EntryRetracted) for e in events),\n        records",
-        "EntryPinned | EntryUnpinned) for e in events),\n        records",
+        "frozenset({EntryPinned, EntryUnpinned, EntryRetracted})",
+        "frozenset({EntryPinned, EntryUnpinned})",
         DESK,
     ),
     Patch(
