@@ -7,8 +7,7 @@ import asyncio
 import base64
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import msgspec
 import structlog
@@ -19,7 +18,7 @@ from services.writer.commands import Command, PinEntry, PublishEntry, Request
 from services.writer.decide import plan
 from services.writer.outcome import Outcome, document_of, outcome_of
 from services.writer.state import States
-from shared.append import Append, Appended, Conflict, Known, Stale, Unadmitted
+from shared.append import Answer, Append, Appended, Conflict, Known, Stale, Unadmitted
 from shared.durability import Confirmation
 from shared.epochs.admission import Admission
 from shared.epochs.witness import Witness
@@ -168,15 +167,20 @@ class Desk:
             if len(self._heads) > HEADS_MAX:
                 del self._heads[next(iter(self._heads))]
 
-    async def _append(self, request: Request, append: Append) -> Appended | Known | Stale | Conflict | Unadmitted:
-        with self._metrics.append_seconds.time(), _outcome_unknown(request.feed, append.command):
-            return await self._log.append(request.feed, append, confirmation=request.confirmation)
+    async def _append(self, request: Request, append: Append) -> Answer:
+        with self._metrics.append_seconds.time():
+            try:
+                return await self._log.append(request.feed, append, confirmation=request.confirmation)
+            except UNREACHABLE as error:
+                raise _outcome_unknown(request.feed, append.command, error) from error
 
     async def confirm(self, feed: str, confirmation: Confirmation | None) -> None:
         """What stood before a request is acknowledged by it as well: OutcomeUnknown unless it is as durable as promised."""
         if confirmation is not None:
-            with _outcome_unknown(feed, None):
+            try:
                 await self._log.confirm(feed, confirmation)
+            except UNREACHABLE as error:
+                raise _outcome_unknown(feed, None, error) from error
 
     async def _look(self, request: Request, commands: Sequence[Command], command: str | None) -> Looked:
         entries = list(dict.fromkeys(entry for c in commands if (entry := getattr(c, "entry", None)) is not None))
@@ -217,16 +221,10 @@ class Desk:
         ]
 
 
-@contextmanager
-def _outcome_unknown(feed: str, command: str | None) -> Iterator[None]:
+def _outcome_unknown(feed: str, command: str | None, error: BaseException) -> OutcomeUnknown:
     """A server that does not answer a write may have carried it out."""
-    try:
-        yield
-    except UNREACHABLE as error:
-        log.warning("append_outcome_unknown", feed=feed, command=command, error=repr(error))
-        raise OutcomeUnknown(
-            "the log's server did not answer; send the same request again under the same key or entry id"
-        ) from error
+    log.warning("append_outcome_unknown", feed=feed, command=command, error=repr(error))
+    return OutcomeUnknown("the log's server did not answer; send the same request again under the same key or entry id")
 
 
 def _command_id(request: Request) -> str:
