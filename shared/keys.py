@@ -3,6 +3,7 @@
 Owns names only. One script therefore touches one slot, and the same code runs on one server and on a cluster.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 from zlib import crc32
 
@@ -99,26 +100,31 @@ class Keys:
         return self._base(shard) + "f:"
 
     def feed(self, feed: str) -> FeedKeys:
-        base = f"{self.prefix_of_feeds(self.shard_of(feed))}{feed}:"
-        return FeedKeys(
-            log=base + "log",
-            log_rewrite=base + "log-rewrite",
-            rewriting=base + "rewriting",
-            head=base + "head",
-            entries=base + "entries",
-            commands=base + "commands:",
-            active=base + "active",
-            generations=base + "generations",
-            quarantine=base + "quarantine",
-            archive=base + "archive",
-            restore_log=base + "restore:log",
-            restore_head=base + "restore:head",
-            restore_entries=base + "restore:entries",
-            generation=base + "g",
-            purged=base + "purged:",
-            build=base + "build",
-            retired=base + "retired",
-        )
+        return _feed_keys(f"{self.prefix_of_feeds(self.shard_of(feed))}{feed}:")
 
     def _base(self, shard: int) -> str:
         return f"{self.prefix}:{{{SHARD_TAGS[shard]}}}:"
+
+
+# A busy feed's are asked for by every request.
+@lru_cache(maxsize=1024)
+def _feed_keys(base: str) -> FeedKeys:
+    return FeedKeys(
+        log=base + "log",
+        log_rewrite=base + "log-rewrite",
+        rewriting=base + "rewriting",
+        head=base + "head",
+        entries=base + "entries",
+        commands=base + "commands:",
+        active=base + "active",
+        generations=base + "generations",
+        quarantine=base + "quarantine",
+        archive=base + "archive",
+        restore_log=base + "restore:log",
+        restore_head=base + "restore:head",
+        restore_entries=base + "restore:entries",
+        generation=base + "g",
+        purged=base + "purged:",
+        build=base + "build",
+        retired=base + "retired",
+    )

@@ -5,6 +5,7 @@ Owns signals and the wait for the log's server. A service that listens has `list
 
 import asyncio
 import contextlib
+import gc
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -86,3 +87,9 @@ async def serving(prepare: Callable[[], Awaitable[None]], stop: asyncio.Event) -
             async with asyncio.timeout(WAIT_FOR_SERVER_SECONDS):
                 await stop.wait()
     return None
+
+
+def keep_what_is_loaded() -> None:
+    """Spare the collector what lives until the end: under load it would look at all modules again and again."""
+    gc.collect()
+    gc.freeze()

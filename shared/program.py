@@ -11,7 +11,7 @@ from typing import Any
 
 from shared.config import Config
 from shared.errors import DatelineError
-from shared.lifecycle import stop_on_signals
+from shared.lifecycle import keep_what_is_loaded, stop_on_signals
 from shared.logs import configure_logs
 from shared.metrics import discard_shared_metrics
 from shared.supervisor import supervise
@@ -30,6 +30,7 @@ def program(service: str, run: Run, *, shares_its_port: bool = False) -> None:
         worker = Worker.of(sys.argv[1:])
         config = Config.load(os.environ)
         configure_logs(config, service=service, worker=worker.name if worker else None)
+        keep_what_is_loaded()
         several = config.workers or 1
         if worker is not None:
             asyncio.run(_as_worker(run, config, worker))

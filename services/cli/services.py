@@ -155,12 +155,13 @@ def run_service(program: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     # Here, not above: they come with the embedded server and the HTTP server.
     from services.cli.data_dir import DataDirInUse
     from services.cli.embedded import EmbeddedServerFailed, ServerBinaryMissing
-    from shared.lifecycle import stop_on_signals
+    from shared.lifecycle import keep_what_is_loaded, stop_on_signals
 
     async def run() -> None:
         async with stop_on_signals() as stop:
             await program(stop)
 
+    keep_what_is_loaded()
     try:
         asyncio.run(run())
     except (DatelineError, DataDirInUse, EmbeddedServerFailed, ServerBinaryMissing, OSError) as error:
