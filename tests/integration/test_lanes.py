@@ -129,6 +129,7 @@ async def test_each_gets_its_own_answer(log: Log, redis: Redis, keys: Keys) -> N
         return_exceptions=True,
     )
     assert [type(answer) for answer in answers] == [Appended, Stale, Corrupted, Known, Conflict, Appended]
+    assert str(answers[2]).startswith(f"CORRUPTED the head of {torn}")
     assert (answers[0].last, answers[5].last) == (Position(1, 3), Position(1, 4))  # type: ignore[union-attr]
     assert await in_log(redis, keys) == "abf"
 

@@ -32,6 +32,7 @@ def mutant_of(patch: Patch, text: str) -> Mutant:
 
 DESK = ("test_desk", "test_desk_guards", "test_lost_replies")
 COMMIT = ("test_commit", "test_projector")
+LANES = ("test_lanes",)
 
 PATCHES: tuple[Patch, ...] = (
     Patch(
@@ -56,6 +57,41 @@ PATCHES: tuple[Patch, ...] = (
         DESK,
     ),
     Patch("shared/log.py", "a head that lacks a field is read on", "if None in raw:", "if False:", ("test_load",)),
+    Patch(
+        "shared/lanes.py",
+        "what nobody waits for any more is sent",
+        "if not sent.answer.done():\n            together",
+        "if True:\n            together",
+        LANES,
+    ),
+    Patch(
+        "shared/lanes.py",
+        "a script that the server forgot is not brought",
+        "if isinstance(given, NoScriptError):",
+        "if False:",
+        LANES,
+    ),
+    Patch(
+        "shared/lanes.py",
+        "those behind a lost pipeline go on waiting",
+        '_fail(waiting, Unavailable("the log\'s server was lost; nothing was appended"))',
+        "pass",
+        LANES,
+    ),
+    Patch(
+        "shared/lanes.py",
+        "a refusal of one is an answer",
+        "elif isinstance(given, Exception):",
+        "elif False:",
+        LANES,
+    ),
+    Patch(
+        "shared/lanes.py",
+        "who asked for less waits for more",
+        "lane = self._lanes.get((shard, confirmation))",
+        "lane = next(iter(self._lanes.values()), None)",
+        LANES,
+    ),
     Patch(
         "services/writer/appends.py",
         "entries are not guarded",
