@@ -71,10 +71,14 @@ class Lanes:
 
     async def close(self) -> None:
         """Give up what is under way."""
-        tasks = [lane.task for lane in self._lanes.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        lanes = list(self._lanes.values())
+        for lane in lanes:
+            lane.task.cancel()
+        await asyncio.gather(*[lane.task for lane in lanes], return_exceptions=True)
+        # A task that is cancelled before it began does not come to its `finally`.
+        self._lanes.clear()
+        for lane in lanes:
+            _fail(lane.waiting, _not_sent())
 
     async def _run(self, shard: int, confirmation: Confirmation | None, waiting: deque[_Sent]) -> None:
         together: list[_Sent] = []
@@ -86,13 +90,14 @@ class Lanes:
         finally:
             del self._lanes[shard, confirmation]
             _fail(together, RedisConnectionError("given up before the server answered"))
-            _fail(waiting, Unavailable("the log's server was lost; nothing was appended"))
+            _fail(waiting, _not_sent())
 
     async def _send(self, together: Sequence[_Sent], confirmation: Confirmation | None) -> None:
         unknown = await self._exchange(together, confirmation, [sent.packed for sent in together])
         if unknown:
             by_text = [SCRIPT.packed(sent.keys, sent.args, by_text=True) for sent in unknown]
-            await self._exchange(unknown, confirmation, by_text)
+            still = await self._exchange(unknown, confirmation, by_text)
+            _fail(still, RedisConnectionError("the server has no script though it was sent"))
 
     async def _exchange(
         self, together: Sequence[_Sent], confirmation: Confirmation | None, commands: list[bytes]
@@ -125,6 +130,10 @@ def _next(waiting: deque[_Sent]) -> list[_Sent]:
             together.append(sent)
             size += len(sent.packed)
     return together
+
+
+def _not_sent() -> Unavailable:
+    return Unavailable("the log's server was lost; nothing was appended")
 
 
 def _fail(all_sent: Iterable[_Sent], error: Exception) -> None:
