@@ -148,7 +148,7 @@ class Pages:
     def at_hand(self, request: web.Request) -> web.StreamResponse | None:
         """The answer to a request without a token, if all of it is kept: no route, no parameter has to be looked at."""
         asked = self._asked.get(request.raw_path)
-        if asked is None or asked.at_least is not None or asked.private or request.method not in _READS:
+        if asked is None or asked.at_least is not None or request.method not in _READS:
             return None
         shown = self._kept.find(asked.feed, asked.key)
         if shown is None or shown.status == 404 or shown.moment.visibility == "private":

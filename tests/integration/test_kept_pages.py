@@ -263,6 +263,8 @@ async def test_a_position_that_what_is_kept_does_not_reach_is_read_for(
 ) -> None:
     await newsroom.story(FEED, 1)
     await gateway.get(path)
+    for _ in range(2):
+        assert (await gateway.get(f"{path}?min_position=1-9")).status == 410
     position = await newsroom.retract(FEED, "e1")
     await newsroom.commit_all(FEED, frames=False)
     assert (await gateway.get(f"{path}?min_position={position}")).headers["Dateline-Position"] == str(position)
@@ -281,6 +283,23 @@ async def test_a_position_that_the_log_holds_is_not_called_stale_by_what_was_kep
     await eventually(lambda: asking.done() or gateway.gateway._tail._arrivals._waiting)
     await newsroom.commit_all(FEED)
     assert (await asking).status == 200
+
+
+@pytest.mark.parametrize("name", ["last_event_id", "min_position"])
+async def test_nor_does_a_stream_begin_from_what_was_kept_before_the_log_held_its_position(
+    newsroom: Newsroom, gateway: Running, name: str
+) -> None:
+    await newsroom.story(FEED, 1)
+    path = f"/v1/feeds/{FEED}/stream?{name}=1-3"
+    async with await gateway.stream(path) as early:
+        events = await early.until("reset" if name == "last_event_id" else "bye")
+        assert events[-1].data["reason"] == ("position" if name == "last_event_id" else "unavailable")
+    await newsroom.publish(FEED, "e2")
+    opening = asyncio.create_task(gateway.stream(path))
+    await eventually(lambda: gateway.gateway._tail._arrivals._waiting, what="it waits for the position")
+    await newsroom.commit_all(FEED)
+    async with await opening as stream:
+        assert [event.kind for event in await stream.until("live")] == ["retry", "live"]
 
 
 async def test_a_flip_and_another_server_end_what_is_kept(
@@ -326,6 +345,7 @@ async def test_a_token_makes_nothing_private_that_was_public_nor_the_other_way_r
             answer = await gateway.get(ENTRIES, headers=headers)
             assert answer.headers["Cache-Control"] == control
             assert ("Access-Control-Allow-Origin" in answer.headers) == (control == PUBLIC)
+        assert (await gateway.get(f"{ENTRIES}?unread_since=1-1")).headers["Cache-Control"] == "private, no-store"
     await newsroom.revise(FEED, visibility="private")
     await newsroom.commit_all(FEED)
     await eventually(lambda: not gateway.gateway._kept._values, what="the frame has come")
