@@ -150,7 +150,10 @@ class Hub:
         sock: socket.socket | None = transport.get_extra_info("socket")
         if sock is None or transport.get_extra_info("sslcontext") is not None or not self._works():
             return None
-        descriptor = Descriptor(self, os.dup(sock.fileno()))
+        try:
+            descriptor = Descriptor(self, os.dup(sock.fileno()))
+        except OSError:
+            return None  # no descriptor is free, and the transport has one already
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         # Closes aiohttp's own descriptor of the connection, and with it all that it keeps of it.
         transport.abort()

@@ -10,6 +10,8 @@ from shared.errors import FeedNotFound
 from shared.position import Position
 from shared.redis import redis_errors
 
+DOCUMENT = "document"
+
 
 def hidden(moment: Moment, *, sees_private: bool) -> bool:
     return moment.visibility == "private" and not sees_private
@@ -21,15 +23,25 @@ class Moments:
         self._kept = kept
         self._arrivals = arrivals
 
-    async def of(self, feed: str, *, at_least: Position | None, sees_private: bool) -> Moment:
-        """The feed's moment, of `at_least` or later.
+    async def of(
+        self, feed: str, *, at_least: Position | None, sees_private: bool, known: Position | None = None
+    ) -> Moment:
+        """The feed's moment, of `at_least` or later; not one that was kept before the log held what is `known` to the asker.
 
         FeedNotFound where there is none to see; StalePosition or NotYet where the read models do not come to that position,
         Unavailable where the server does not answer.
         """
 
+        if at_least is None:
+            # What most are answered from, without a wait.
+            kept: Found | None = self._kept.find(feed, DOCUMENT, at_least=known)
+            if kept is not None and not hidden(kept.moment, sees_private=sees_private):
+                return kept.moment
+
         async def read() -> Found | None:
-            found = await self._kept.read(feed, "document", lambda: self._reads.document(feed), at_least=at_least)
+            found = await self._kept.read(
+                feed, DOCUMENT, lambda: self._reads.document(feed), at_least=at_least or known
+            )
             return None if found is not None and hidden(found.moment, sees_private=sees_private) else found
 
         async with redis_errors("the feed was not read"):

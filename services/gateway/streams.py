@@ -25,6 +25,8 @@ from shared.tokens import Tokens
 log = structlog.get_logger()
 
 FEEDS_MAX = 16
+# Requests whose parts are remembered.
+WISHES_MAX = 1_024
 
 HEADERS = {
     hdrs.CONTENT_TYPE: "text/event-stream",
@@ -54,18 +56,27 @@ class Streams:
         self._moments = moments
         self._readers = readers
         self._tokens = tokens
-
-    def _wish_of(self, request: web.Request, feeds: tuple[str, ...], *, joined: bool) -> Wish:
-        return _wish(request, feeds, joined=joined, sees_private=self._tokens.holder(request) is not None)
+        self._wishes: dict[tuple[str, str | None, bool], Wish] = {}
 
     async def of_feed(self, request: web.Request) -> web.StreamResponse:
-        return await self._serve(request, self._wish_of(request, (request.match_info["feed"],), joined=False))
+        return await self._serve(request, self._wish(request))
 
     async def of_feeds(self, request: web.Request) -> web.StreamResponse:
-        feeds = tuple(sorted(set(request.query.getall("feed", []))))
-        if not 1 <= len(feeds) <= FEEDS_MAX:
-            raise params.refuse("feed", f"names 1 to {FEEDS_MAX} feeds")
-        return await self._serve(request, self._wish_of(request, feeds, joined=True))
+        return await self._serve(request, self._wish(request))
+
+    def _wish(self, request: web.Request) -> Wish:
+        """What is asked for; a crowd asks for the same, and who waits for its beginning keeps no wish of its own."""
+        key = (request.raw_path, request.headers.get("Last-Event-ID"), self._tokens.holder(request) is not None)
+        wish = self._wishes.get(key)
+        if wish is None:
+            feed = request.match_info.get("feed")
+            wish = _wish(
+                request, _feeds(request) if feed is None else (feed,), joined=feed is None, sees_private=key[2]
+            )
+            if len(self._wishes) >= WISHES_MAX:
+                self._wishes.clear()
+            self._wishes[key] = wish
+        return wish
 
     async def _serve(self, request: web.Request, wish: Wish) -> web.StreamResponse:
         refusal = await self._refusal(wish)
@@ -103,14 +114,24 @@ class Streams:
         """Why the stream cannot begin now; waits for what the reader knows, and FeedNotFound where there is nothing for it."""
         try:
             for feed, last, min_position in zip(wish.feeds, wish.lasts, wish.min_positions, strict=True):
-                moment = await self._moments.of(feed, at_least=min_position, sees_private=wish.sees_private)
-                if isinstance(last, Position) and moment.checkpoint < last <= moment.head:
+                known = last if isinstance(last, Position) else None
+                moment = await self._moments.of(
+                    feed, at_least=min_position, sees_private=wish.sees_private, known=known
+                )
+                if known is not None and moment.checkpoint < known <= moment.head:
                     # Another gateway was ahead, or the reader knows a write that is not folded yet.
-                    await self._moments.of(feed, at_least=last, sees_private=wish.sees_private)
+                    await self._moments.of(feed, at_least=known, sees_private=wish.sees_private)
         except (Unavailable, StalePosition) as error:
             log.info("stream_not_begun", feeds=wish.feeds, error=repr(error))
             return "unavailable"
         return "draining" if self._readers.draining else "capacity" if self._readers.full else None
+
+
+def _feeds(request: web.Request) -> tuple[str, ...]:
+    feeds = tuple(sorted(set(request.query.getall("feed", []))))
+    if not 1 <= len(feeds) <= FEEDS_MAX:
+        raise params.refuse("feed", f"names 1 to {FEEDS_MAX} feeds")
+    return feeds
 
 
 def _wish(request: web.Request, feeds: tuple[str, ...], *, joined: bool, sees_private: bool) -> Wish:

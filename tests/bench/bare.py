@@ -1,12 +1,15 @@
-"""What the stack costs without Dateline: aiohttp routes that give stored bytes or only validate, and the bare hops of a
-publication, an append to a stream and a blocked XREAD whose answer is written to the open responses.
+"""What the stack costs without Dateline: aiohttp routes that give stored bytes or only validate, one that lets go of a
+stream's connection, and the bare hops of a publication: an append to a stream and a blocked XREAD whose answer is written to
+the open responses.
 
 `python -m tests.bench.bare PORT pages FILE`: FILE has the headers as JSON in its first line and the body after it.
 `python -m tests.bench.bare PORT hops REDIS_URL`
+`python -m tests.bench.bare PORT streams -`
 """
 
 import asyncio
 import json
+import os
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -80,13 +83,40 @@ def hops(app: web.Application, url: str) -> None:
     app.add_routes([web.post("/", publish), web.get("/stream", stream)])
 
 
+def streams(app: web.Application, _: str) -> None:
+    descriptors: list[int] = []
+
+    async def stream(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        response.force_close()
+        await response.prepare(request)
+        await response.write(b"retry: 1000\n\n")
+        transport = request.transport
+        assert transport is not None
+        descriptors.append(os.dup(transport.get_extra_info("socket").fileno()))
+        transport.abort()
+        return response
+
+    async def publish(request: web.Request) -> web.Response:
+        frame = b"data: " + await request.read() + b"\n\n"
+        for descriptor in list(descriptors):
+            try:
+                os.write(descriptor, frame)
+            except OSError:
+                descriptors.remove(descriptor)
+                os.close(descriptor)
+        return web.Response()
+
+    app.add_routes([web.get("/stream", stream), web.post("/publish", publish)])
+
+
 def main(port: str, which: str, given: str) -> None:
     async def healthy(_: web.Request) -> web.Response:
         return web.Response()
 
     app = web.Application()
     app.add_routes([web.get("/healthz", healthy)])
-    {"pages": pages, "hops": hops}[which](app, given)
+    {"pages": pages, "hops": hops, "streams": streams}[which](app, given)
     web.run_app(app, host="127.0.0.1", port=int(port), access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
 
 

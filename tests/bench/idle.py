@@ -21,7 +21,7 @@ FIRST_READERS = 100
 
 async def run(table: Table, given: Given) -> None:
     readers = given.readers or READERS
-    found: dict[str, list[tuple[float, float]]] = {"dateline": [], "nchan": []}
+    found: dict[str, list[tuple[float, float]]] = {"dateline": [], "bare aiohttp": [], "nchan": []}
     table.title(f"{readers:,} idle readers, {given.rounds} rounds, each with fresh processes")
     with tempfile.TemporaryDirectory() as name:
         program = await build("crowd", Path(name))
@@ -31,6 +31,8 @@ async def run(table: Table, given: Given) -> None:
                 running = await stack.enter_async_context(installation(folder))
                 await running.open("bench")
                 found["dateline"].append(await _round(table, program, peers.dateline(running, "bench"), readers))
+            async with peers.letting_go(folder) as subject:
+                found["bare aiohttp"].append(await _round(table, program, subject, readers))
             try:
                 async with peers.nchan(folder) as subject:
                     found["nchan"].append(await _round(table, program, subject, readers))

@@ -84,7 +84,19 @@ async def nchan(folder: Path) -> AsyncIterator[Subject]:
         yield Subject("nchan", pid, port, "/stream", "marks", publisher.publish)
 
 
-async def bare(stack: AsyncExitStack, folder: Path, which: Literal["pages", "hops"], given: str) -> tuple[int, str]:
+@asynccontextmanager
+async def letting_go(folder: Path) -> AsyncIterator[Subject]:
+    """aiohttp that lets go of a stream's connection after its first line, and does nothing else for it."""
+    async with AsyncExitStack() as stack:
+        pid, url = await bare(stack, folder, "streams", "-")
+        port = int(url.rpartition(":")[2])
+        publisher = await stack.enter_async_context(Publisher.connected(port))
+        yield Subject("bare aiohttp", pid, port, "/stream", "marks", publisher.publish)
+
+
+async def bare(
+    stack: AsyncExitStack, folder: Path, which: Literal["pages", "hops", "streams"], given: str
+) -> tuple[int, str]:
     """The pid and the URL of a server of `bare.py`."""
     port, log = free_port(), folder / "bare.log"
     with core("server"):
