@@ -134,11 +134,8 @@ class Script:
 
     async def __call__(self, client: Redis, keys: Sequence[str], args: Iterable[Arg]) -> Any:
         """Run it; Corrupted when the script itself finds an invariant broken."""
-        rest = (len(keys), *keys, *args)
-        try:
-            return await command(client, self._by_sha, self.sha, *rest)
-        except NoScriptError:
-            return await command(client, self._by_text, self.text, *rest)
+        [answer] = await run_scripts(client, [(self, keys, tuple(args))])
+        return answer
 
     def queue(self, pipeline: Pipeline, keys: Sequence[str], args: Iterable[Arg]) -> None:
         """Add it to a pipeline that `run_pipeline` executes."""
@@ -185,6 +182,26 @@ async def _exchange(connection: Any, commands: Sequence[bytes]) -> list[Any]:
                     answers.append(_meaning(error))
     except TimeoutError as error:
         raise RedisTimeoutError("the server did not answer in time") from error
+    return answers
+
+
+Call = tuple["Script", Sequence[str], Sequence[Arg]]
+
+
+async def run_scripts(client: Redis, calls: Sequence[Call]) -> list[Any]:
+    """Run scripts in one round trip, each safe to repeat; raises what the first of them that failed means.
+
+    Those that the server does not have are sent again with their text.
+    """
+    answers = await exchange(client, [script.packed(keys, args) for script, keys, args in calls])
+    unknown = [number for number, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+    if unknown:
+        by_text = [calls[number][0].packed(*calls[number][1:], by_text=True) for number in unknown]
+        for number, answer in zip(unknown, await exchange(client, by_text), strict=True):
+            answers[number] = answer
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
     return answers
 
 
@@ -327,6 +344,7 @@ def _text(value: Any) -> str:
 __all__ = [
     "UNREACHABLE",
     "AuthenticationError",
+    "Call",
     "NoScriptError",
     "Pipeline",
     "Redis",
@@ -346,5 +364,6 @@ __all__ = [
     "packed_command",
     "redis_errors",
     "run_pipeline",
+    "run_scripts",
     "server_name",
 ]

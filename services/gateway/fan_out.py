@@ -5,7 +5,7 @@ can take more.
 """
 
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import structlog
@@ -20,7 +20,7 @@ from shared.metrics import Metrics
 log = structlog.get_logger()
 
 # A write takes about 10 us: this many readers are served between two looks at the clock.
-READERS_PER_LOOK = 16
+READERS_PER_LOOK = 32
 
 
 class FanOut:
@@ -40,6 +40,9 @@ class FanOut:
         self._on_behind = on_behind
         self._on_private = on_private
         self._spawn = spawn
+        # Counted here, and told once a pass over a channel's readers.
+        self._deliveries = 0
+        self._bytes = 0
 
     def frame(self, followed: Followed, ready: Ready) -> None:
         if ready.kind == "feed" and b'"visibility":"private"' in ready.data:
@@ -60,36 +63,13 @@ class FanOut:
         try:
             while channel.start < channel.end and channel.readers:
                 end = channel.end
-                deliveries = sent = 0
-                positions = channel.positions
-                for number, reader in enumerate(list(channel.readers)):
-                    if number % READERS_PER_LOOK == 0:
-                        await self._turns.take()
-                        positions = channel.positions
-                    if not reader.live:
-                        if reader.ahead:
-                            self._on_behind(reader)
-                        continue
-                    if reader.seen == channel.end:
-                        continue
-                    batch = channel.after(reader.seen)
-                    frames = 0 if batch is None else reader.send_frames(*batch)
-                    if batch is not None and frames == len(batch[0]):
-                        reader.seen = channel.end
-                        reader.positions = positions
-                        deliveries += frames
-                        sent += len(batch[1])
-                        if not reader.connection.full:
-                            continue
-                    elif batch is not None and frames:
-                        reader.seen += frames
-                        reader.positions = channel.positions_after(reader.seen)
-                        deliveries += frames
-                        sent += sum(map(len, batch[0][:frames]))
-                    reader.live = False
-                    self._on_behind(reader)
-                self._metrics.deliveries.inc(deliveries)
-                self._metrics.bytes_sent.inc(sent)
+                readers = list(channel.readers)
+                for first in range(0, len(readers), READERS_PER_LOOK):
+                    await self._turns.take()
+                    self._give(channel, readers[first : first + READERS_PER_LOOK])
+                self._metrics.deliveries.inc(self._deliveries)
+                self._metrics.bytes_sent.inc(self._bytes)
+                self._deliveries = self._bytes = 0
                 now = time.time()
                 for recorded_at in channel.swept(end):
                     self._metrics.publish_seconds.observe(max(0.0, now - recorded_at / 1000))
@@ -100,3 +80,51 @@ class FanOut:
                 self._on_behind(reader)
         finally:
             channel.sweeping = False
+
+    def _give(self, channel: Channel, readers: Sequence[Reader]) -> None:
+        """Everything that waits for these readers, each in one write. This is what a delivery costs: little else is done."""
+        end, positions = channel.end, channel.positions
+        seen, data, size, served = -1, b"", -1, 0
+        for reader in readers:
+            if reader.live and reader.seen != end:
+                if reader.seen != seen:
+                    self._count(channel, seen, served)
+                    batch = channel.after(reader.seen)
+                    if batch is None:
+                        self._behind(reader)
+                        continue
+                    seen, data, served = reader.seen, batch[1], 0
+                    size = len(data)
+                taken = reader.connection.write(data)
+                if taken != size:
+                    self._broke_off(channel, reader, taken)
+                    continue
+                reader.seen = end
+                reader.positions = positions
+                served += 1
+                if reader.connection.full:
+                    self._behind(reader)
+            elif reader.ahead and not reader.live:
+                self._on_behind(reader)
+        self._count(channel, seen, served)
+
+    def _broke_off(self, channel: Channel, reader: Reader, taken: int) -> None:
+        """Its socket is full: of what it did not take nothing is kept but the rest of the frame in progress."""
+        batch = channel.after(reader.seen)
+        if batch is not None:
+            frames = reader.keep_rest(batch[0], taken)
+            if frames:
+                reader.seen += frames
+                reader.positions = channel.positions_after(reader.seen)
+                self._deliveries += frames
+                self._bytes += sum(map(len, batch[0][:frames]))
+        self._behind(reader)
+
+    def _behind(self, reader: Reader) -> None:
+        reader.live = False
+        self._on_behind(reader)
+
+    def _count(self, channel: Channel, seen: int, served: int) -> None:
+        if served and (batch := channel.after(seen)) is not None:
+            self._deliveries += served * len(batch[0])
+            self._bytes += served * len(batch[1])

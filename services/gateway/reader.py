@@ -116,8 +116,10 @@ class Reader:
         Of those that the socket did not take nothing is kept but the rest of one that it took in part.
         """
         taken = self.connection.write(data)
-        if taken == len(data):
-            return len(wires)
+        return len(wires) if taken == len(data) else self.keep_rest(wires, taken)
+
+    def keep_rest(self, wires: Sequence[bytes], taken: int) -> int:
+        """Keep what is left of the frame in which a write broke off; gives how many frames are on their way."""
         whole, part = broken_off(wires, taken)
         self.connection.finish(memoryview(wires[whole])[part:] if part else b"")
         return whole + 1 if part else whole

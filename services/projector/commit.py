@@ -22,7 +22,7 @@ from shared.ndjson import StreamEntry
 from shared.position import ORIGIN, Position
 from shared.quarantine import quarantine_record
 from shared.read_models import READ_MODELS, ReadModel
-from shared.redis import Redis, Script, command, run_pipeline
+from shared.redis import Call, Redis, Script, command, run_scripts
 
 EVENTS_PER_COMMIT_MAX = 100
 BYTES_PER_COMMIT_MAX = 1024 * 1024
@@ -131,12 +131,12 @@ class Commits:
         self._keys = keys
 
     async def pending(self, feeds: Sequence[str]) -> list[Pending]:
-        pipeline = self._redis.pipeline(transaction=False)
+        calls: list[Call] = []
         for feed in feeds:
             keys = self._keys.feed(feed)
             args = (keys.generation, EVENTS_PER_COMMIT_MAX, BYTES_PER_COMMIT_MAX)
-            _pending.queue(pipeline, (keys.log, keys.active, keys.quarantine), args)
-        answers = await run_pipeline(self._redis, pipeline, (_pending,))
+            calls.append((_pending, (keys.log, keys.active, keys.quarantine), args))
+        answers = await run_scripts(self._redis, calls)
         return [_parse_pending(feed, answer) for feed, answer in zip(feeds, answers, strict=True)]
 
     async def new_generation(self, feed: str) -> int:
@@ -147,13 +147,11 @@ class Commits:
 
         The number is the generation's, a new one for a feed that has none.
         """
-        pipeline = self._redis.pipeline(transaction=False)
-        for pending, commit, generation in items:
-            self._queue(pipeline, pending, commit, generation, fence)
-        answers = await run_pipeline(self._redis, pipeline, (_commit,))
+        calls = [self._call(pending, commit, generation, fence) for pending, commit, generation in items]
+        answers = await run_scripts(self._redis, calls)
         return [answer.decode() for answer in answers]
 
-    def _queue(self, pipeline: Any, pending: Pending, commit: Commit, generation: int, fence: int) -> None:
+    def _call(self, pending: Pending, commit: Commit, generation: int, fence: int) -> Call:
         feed = self._keys.feed(pending.feed_id)
         shard = self._keys.shard(self._keys.shard_of(pending.feed_id))
         keys = feed.of_generation(generation)
@@ -181,23 +179,20 @@ class Commits:
                 frame.data,
                 "" if frame.recorded_at is None else frame.recorded_at,
             ]
-        _commit.queue(
-            pipeline,
-            (
-                shard.lease,
-                feed.active,
-                keys.meta,
-                keys.documents,
-                keys.feed,
-                shard.dirty,
-                shard.frames,
-                feed.quarantine,
-                shard.feeds,
-                feed.head,
-                keys.names,
-            ),
-            args,
+        on = (
+            shard.lease,
+            feed.active,
+            keys.meta,
+            keys.documents,
+            keys.feed,
+            shard.dirty,
+            shard.frames,
+            feed.quarantine,
+            shard.feeds,
+            feed.head,
+            keys.names,
         )
+        return _commit, on, args
 
 
 def _parse_pending(feed_id: str, answer: Any) -> Pending:
