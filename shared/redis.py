@@ -205,6 +205,22 @@ async def run_scripts(client: Redis, calls: Sequence[Call]) -> list[Any]:
     return answers
 
 
+async def read_streams(
+    client: Redis, cursors: Mapping[str, str], *, count: int, block_seconds: float
+) -> list[tuple[str, list[tuple[str, dict[bytes, bytes]]]]]:
+    """XREAD after each stream's cursor: stream, and the id and fields of each entry; nothing where none came in time."""
+    blocking = packed_command(
+        "XREAD", "COUNT", count, "BLOCK", int(block_seconds * 1000), "STREAMS", *cursors.keys(), *cursors.values()
+    )
+    [answer] = await exchange(client, [blocking])
+    if isinstance(answer, Exception):
+        raise answer
+    return [
+        (stream.decode(), [(entry.decode(), dict(zip(flat[::2], flat[1::2], strict=True))) for entry, flat in entries])
+        for stream, entries in answer or []
+    ]
+
+
 def packed(value: Any) -> bytes:
     """Many texts in one argument, which a script takes apart with `cmsgpack.unpack`: in UTF-8, byte for byte.
 
@@ -362,6 +378,7 @@ __all__ = [
     "needed_url",
     "packed",
     "packed_command",
+    "read_streams",
     "redis_errors",
     "run_pipeline",
     "run_scripts",

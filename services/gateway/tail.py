@@ -20,7 +20,7 @@ from shared.epochs.witness import Witness
 from shared.errors import Unavailable
 from shared.keys import SHARDS, Keys
 from shared.position import Position
-from shared.redis import UNREACHABLE, Redis, command
+from shared.redis import UNREACHABLE, Redis, read_streams
 
 log = structlog.get_logger()
 
@@ -88,22 +88,14 @@ class Tail:
                     interrupted = False
                 if not self._cursors:
                     await self._find_ends()
-                answer = await command(
-                    self._blocking,
-                    "XREAD",
-                    "COUNT",
-                    FRAMES_PER_READ_MAX,
-                    "BLOCK",
-                    int(BLOCK_SECONDS * 1000),
-                    "STREAMS",
-                    *self._cursors.keys(),
-                    *self._cursors.values(),
+                came = await read_streams(
+                    self._blocking, self._cursors, count=FRAMES_PER_READ_MAX, block_seconds=BLOCK_SECONDS
                 )
                 self._heard = loop.time()
                 if not self._cursors:
                     continue  # forgotten meanwhile: what came is of the server before
-                for stream, entries in answer or []:
-                    self._cursors[stream.decode()] = entries[-1][0].decode()
+                for stream, entries in came:
+                    self._cursors[stream] = entries[-1][0]
                     for _, fields in entries:
                         self._deliver(fields)
             except (Unavailable, *UNREACHABLE) as error:

@@ -18,11 +18,12 @@ from shared.epochs.witness import Witness
 from shared.errors import NewerLog, Unavailable
 from shared.keys import Keys
 from shared.metrics import Metrics
-from shared.redis import UNREACHABLE, Redis, command, run_pipeline
+from shared.redis import UNREACHABLE, Redis, read_streams, run_pipeline
 
 log = structlog.get_logger()
 
 BLOCK_SECONDS = 1.0
+RINGS_PER_READ_MAX = 1_000
 SWEEP_SECONDS = 1.0
 BACKOFF_SECONDS = 0.5
 # How long a shard whose log is of a newer release is left to others.
@@ -115,19 +116,16 @@ class Projector:
                 await asyncio.sleep(BACKOFF_SECONDS)
 
     async def _listen(self) -> None:
-        numbers = list(self._cursors)
-        streams = [self._keys.shard(number).doorbell for number in numbers]
-        by_stream = dict(zip((stream.encode() for stream in streams), numbers, strict=True))
-        cursors = [self._cursors[number] for number in numbers]
-        answer = await command(
-            self._blocking, "XREAD", "COUNT", 1000, "BLOCK", int(BLOCK_SECONDS * 1000), "STREAMS", *streams, *cursors
-        )
-        for stream, rings in answer or []:
-            number = by_stream[stream]
+        of_stream = {self._keys.shard(number).doorbell: number for number in self._cursors}
+        cursors = {stream: self._cursors[number] for stream, number in of_stream.items()}
+        for stream, rings in await read_streams(
+            self._blocking, cursors, count=RINGS_PER_READ_MAX, block_seconds=BLOCK_SECONDS
+        ):
+            number = of_stream[stream]
             shard = self._shards.get(number)
             if shard is None:
                 continue
-            self._cursors[number] = rings[-1][0].decode()
+            self._cursors[number] = rings[-1][0]
             for _, fields in rings:
                 feed = fields[b"feed"].decode()
                 if b"build" in fields:
