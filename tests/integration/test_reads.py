@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -13,10 +13,11 @@ from services.gateway.cursor import Filters, Order, read_cursor
 from services.gateway.differences import Folded
 from services.gateway.reads import Difference, Page, Reads
 from services.gateway.ring import Ready
+from shared import redis as redis_module
 from shared.errors import Corrupted
 from shared.keys import Keys
 from shared.position import ORIGIN, Position
-from shared.redis import Redis
+from shared.redis import Redis, connect
 from tests.integration.conftest import RunningServer
 from tests.integration.gateway_kit import SIGNED, Json, Newsroom, Running, minute, number, running_gateway
 
@@ -304,26 +305,29 @@ async def test_a_walk_goes_on_after_its_own_entry_was_retracted(newsroom: Newsro
 
 
 class OneByOne:
-    """A client that counts commands and lets something happen before every command but the first."""
+    """Counts commands and lets something happen before every command but the first."""
 
-    def __init__(self, client: Redis, happen: Any) -> None:
-        self._client = client
+    def __init__(self, happen: Any) -> None:
         self._happen = happen
+        self._exchange = redis_module.exchange
         self.commands: list[str] = []
 
-    async def execute_command(self, *args: Any, **kwargs: Any) -> Any:
-        if self.commands:
-            await self._happen()
-        self.commands.append(str(args[0]))
-        return await cast("Any", self._client).execute_command(*args, **kwargs)
+    async def exchange(self, client: Redis, commands: Sequence[bytes]) -> list[Any]:
+        answers = []
+        for packed in commands:
+            if self.commands:
+                await self._happen()
+            self.commands.append(packed.split(b"\r\n")[2].decode())
+            answers += await self._exchange(client, [packed])
+        return answers
 
-    def __getattr__(self, name: str) -> Any:
-        raise AssertionError(f"a read uses {name} beside its script")
+    async def refuse(self, *args: Any, **kwargs: Any) -> None:
+        raise AssertionError(f"a read uses {args} beside its script")
 
 
 @pytest.mark.parametrize("read", ["page", "difference", "document"])
 async def test_all_that_a_read_gives_is_of_one_moment(
-    newsroom: Newsroom, reads: Reads, redis: Redis, keys: Keys, read: str
+    newsroom: Newsroom, reads: Reads, server: RunningServer, keys: Keys, monkeypatch: pytest.MonkeyPatch, read: str
 ) -> None:
     """A commit between any two of its commands would tear it: it is one command, and on one that writes nothing."""
     await newsroom.story(FEED, 3)
@@ -338,8 +342,17 @@ async def test_all_that_a_read_gives_is_of_one_moment(
     await reads.page(FEED, Filters(), limit=1)
     await reads.difference(FEED, after=ORIGIN)
     await reads.document(FEED)
-    client = OneByOne(redis, between)
-    watched = Reads(cast("Redis", client), keys)
+    client = OneByOne(between)
+    one_script = connect(server.url)
+    watched = Reads(one_script, keys)
+    await one_script.ping()
+    monkeypatch.setattr(one_script, "execute_command", client.refuse)
+    original = redis_module.exchange
+    monkeypatch.setattr(
+        redis_module,
+        "exchange",
+        lambda asker, commands: (client.exchange if asker is one_script else original)(asker, commands),
+    )
     if read == "page":
         page = await watched.page(FEED, Filters(), limit=2, unread_since=Position(1, 1))
         assert page is not None
@@ -355,6 +368,7 @@ async def test_all_that_a_read_gives_is_of_one_moment(
     assert client.commands == ["EVALSHA_RO"]
     assert msgspec.json.decode(moment.feed)["position"] == str(moment.checkpoint)
     assert max(map(number, positions)) <= moment.checkpoint.n
+    await one_script.aclose()
 
 
 async def test_pages_that_are_read_while_commits_race_are_each_of_one_moment(
