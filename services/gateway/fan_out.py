@@ -89,11 +89,12 @@ class FanOut:
             if reader.live and reader.seen != end:
                 if reader.seen != seen:
                     self._count(channel, seen, served)
+                    served = 0
                     batch = channel.after(reader.seen)
                     if batch is None:
                         self._behind(reader)
                         continue
-                    seen, data, served = reader.seen, batch[1], 0
+                    seen, data = reader.seen, batch[1]
                     size = len(data)
                 taken = reader.connection.write(data)
                 if taken != size:

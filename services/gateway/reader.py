@@ -108,6 +108,8 @@ class Reader:
         """Words that are not parted: what the socket does not take goes out as soon as it does."""
         taken = self.connection.write(data)
         if taken < len(data):
+            # A socket may take a frame again before it tells that it does: into the middle of these words.
+            self.live = False
             self.connection.finish(memoryview(data)[taken:])
 
     def send_frames(self, wires: Sequence[bytes], data: bytes) -> int:

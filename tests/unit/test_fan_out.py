@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,10 +12,13 @@ from hypothesis import strategies as st
 from services.gateway import channel as channel_module
 from services.gateway import turns as turns_module
 from services.gateway.channel import Channel
+from services.gateway.fan_out import FanOut
 from services.gateway.followed import Followed
-from services.gateway.frames import broken_off
+from services.gateway.frames import PING, broken_off
+from services.gateway.reader import Reader, Wish
 from services.gateway.ring import Ready
 from services.gateway.turns import Turns
+from shared.metrics import Metrics
 from shared.position import Position
 
 WIRES = st.lists(st.binary(min_size=1, max_size=8), min_size=1, max_size=8)
@@ -104,6 +109,94 @@ def test_frames_before_all_feeds_are_known_are_for_nobody() -> None:
     b.position = None
     next_frame(channel, a)
     assert channel.end == 0
+
+
+class Narrow:
+    """A connection that takes `room` bytes."""
+
+    def __init__(self) -> None:
+        self.full = False
+        self.reader: Reader | None = None
+        self.room = 0
+        self.written = b""
+
+    def write(self, data: bytes) -> int:
+        taken = data[: self.room]
+        self.room -= len(taken)
+        self.written += taken
+        return len(taken)
+
+    def finish(self, rest: bytes | memoryview) -> None:
+        self.full = True
+
+    def close(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+    def bytes_acknowledged(self) -> int | None:
+        return None
+
+
+def reader_of(channel: Channel) -> tuple[Reader, Narrow]:
+    """A live one."""
+    connection = Narrow()
+    nothing = (None,) * len(channel.feeds)
+    wish = Wish(channel.feeds, channel.joined, nothing, None, "newest", None, nothing, sees_private=False)
+    reader = Reader(channel, connection, wish, snapshot=20)
+    channel.readers[reader] = None
+    reader.positions, reader.live, reader.slot = channel.positions, True, 0
+    return reader, connection
+
+
+class Swept:
+    """A fan-out whose sweeps run when they are told to; `behind` are the readers that it gave up to be brought up."""
+
+    def __init__(self) -> None:
+        self.behind: list[Reader] = []
+        self.metrics = Metrics()
+        self._sweeps: list[Coroutine[Any, Any, None]] = []
+        self._fan_out = FanOut(
+            Turns(),
+            self.metrics,
+            on_behind=self.behind.append,
+            on_private=lambda followed: None,
+            spawn=self._sweeps.append,
+        )
+
+    async def frames(self, channel: Channel, followed: Followed, count: int = 1) -> None:
+        followed.channels = [channel]
+        for _ in range(count):
+            assert followed.position is not None
+            followed.position = followed.position.next()
+            self._fan_out.frame(followed, Ready(followed.feed, followed.position, "entry", b"{}"))
+        while self._sweeps:
+            await self._sweeps.pop()
+
+
+async def test_a_frame_does_not_go_out_in_the_middle_of_a_ping() -> None:
+    """A socket takes bytes again long before it tells that it does."""
+    channel, (feed,) = channel_of("story", joined=False)
+    reader, connection = reader_of(channel)
+    connection.room = len(PING) - 5
+    reader.send(PING)
+    assert connection.full
+    connection.room = 10_000
+    await Swept().frames(channel, feed)
+    assert connection.written == PING[:-5]
+    assert not reader.live, "it is brought up when the ping has gone out"
+
+
+async def test_a_delivery_is_counted_once_where_readers_stand_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel_module, "FRAMES_MAX", 2)
+    channel, (feed,) = channel_of("story", joined=False)
+    readers = [reader_of(channel) for _ in range(3)]
+    channel.start = channel.end = 5
+    for (reader, connection), seen in zip(readers, (5, 1, 6), strict=True):
+        reader.seen, connection.room = seen, 10_000
+    swept = Swept()
+    await swept.frames(channel, feed, 2)
+    assert swept.behind == [readers[1][0]]
+    assert swept.metrics.deliveries._value.get() == 3
 
 
 async def test_works_that_take_turns_never_hold_the_loop_together(monkeypatch: pytest.MonkeyPatch) -> None:
