@@ -54,7 +54,8 @@ class TransportConnection(asyncio.Protocol):
         self._former = transport.get_protocol()
         self._on_writable = on_writable
         self._on_gone = on_gone
-        self.full = False
+        # Paused by what went before, it says only once that it is not: when all of that has gone out.
+        self.full = bool(getattr(self._former, "writing_paused", False))
         self.reader: Reader | None = None
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         transport.set_protocol(self)

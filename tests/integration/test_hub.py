@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiohttp.base_protocol import BaseProtocol
 from aiohttp.web_protocol import RequestHandler
 
 from services.gateway import hub as module
@@ -80,6 +81,28 @@ async def test_a_stream_behind_a_response_that_is_still_going_out_does_not_mix_w
     assert before.endswith(page)
     assert b"text/event-stream" in stream
     sock.close()
+
+
+async def test_a_transport_that_is_taken_over_while_it_waits_is_full_until_all_of_that_has_gone_out() -> None:
+    """A page that nobody reads may be before the stream: frames would be heaped up behind it."""
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.connect_accepted_socket(lambda: BaseProtocol(loop), ours)
+    transport.write(b"x" * (1 << 20))
+    writable: list[object] = []
+    connection = TransportConnection(transport, on_writable=writable.append, on_gone=lambda reader: None)
+    reader: Any = object()
+    connection.reader = reader
+    assert connection.full
+    received = 0
+    while received < 1 << 20:
+        received += len(await loop.sock_recv(theirs, 1 << 16))
+    await eventually(lambda: writable == [reader])
+    assert not connection.full
+    connection.abort()
+    await connection.gone
+    theirs.close()
 
 
 @pytest.mark.parametrize(
