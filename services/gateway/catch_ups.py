@@ -5,6 +5,7 @@ enough, else the folded difference; a reset where it holds what is no more. Few 
 in a queue, and what many need is read once.
 """
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from typing import Any, TypeVar
@@ -27,6 +28,8 @@ from shared.position import Position
 log = structlog.get_logger()
 
 AT_ONCE_MAX = 32
+# How often one looks again who stands before what the read models have lost.
+LOOK_AGAIN_SECONDS = 1.0
 # Streams of several feeds each have ids of their own: so many renderings of one read are kept beside it.
 RENDERED_MAX = 2
 
@@ -92,7 +95,11 @@ class CatchUps:
                 if reader.wish is not None:
                     await self._begin_next(reader, reader.wish)
                 elif (i := self._behind_in(reader)) is not None:
-                    await self._step(reader, i)
+                    if not await self._step(reader, i):
+                        # An epoch will tell what became of it; frames of it were lost if none does.
+                        reader.ahead = True
+                        asyncio.get_running_loop().call_later(LOOK_AGAIN_SECONDS, self.add, reader)
+                        return
                 else:
                     # Come by a difference to where the frames are not yet, it waits for them.
                     reader.ahead = reader.positions != reader.channel.positions
@@ -164,7 +171,8 @@ class CatchUps:
                 return i
         return None
 
-    async def _step(self, reader: Reader, i: int) -> None:
+    async def _step(self, reader: Reader, i: int) -> bool:
+        """Bring the reader further in one feed; False where the read models have lost what the frames brought."""
         followed = self._following.of(reader.feeds[i])
         at, position = reader.positions[i], followed.position
         if at is None:
@@ -174,19 +182,24 @@ class CatchUps:
             followed.learn(page.moment)
             if reader.takes:
                 self._send_page(reader, i, page, reason=followed.reason_for(at.epoch))
-            return
+            return True
         frames = None if i in reader.folding else followed.ring.after(at)
         if frames:
             self._send_ring(reader, i, frames)
-            return
+            return True
         difference = self._visible(reader, i, await self._differences.since(followed.feed, at))
         if at.epoch < difference.moment.checkpoint.epoch:
             # No frame has told of it yet; the reader is reset in the next step.
             followed.learn(difference.moment)
-            self._following.jump(followed, max(followed.position or at, difference.moment.checkpoint))
+            # Once for all who read it.
+            if followed.position is None or followed.position < difference.moment.checkpoint:
+                self._following.jump(followed, difference.moment.checkpoint)
+        elif difference.position <= at and i not in reader.folding:
+            return False
         elif reader.takes:
             self._metrics.catch_ups.inc()
             self._send_difference(reader, i, difference)
+        return True
 
     def _visible(self, reader: Reader, i: int, difference: Folded | None) -> Folded:
         if difference is None or hidden(difference.moment, sees_private=reader.sees_private):

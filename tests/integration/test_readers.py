@@ -10,16 +10,18 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from services.gateway import catch_ups, reads, tail
 from services.gateway import following as following_module
 from services.gateway import readers as module
-from services.gateway import reads, tail
 from services.gateway import ring as ring_module
 from services.gateway.connection import SEND_BUFFER_BYTES, TRANSPORT_BYTES, TransportConnection
 from services.gateway.differences import Differences, Folded
+from services.gateway.followed import Followed
 from services.gateway.hub import Hub, _socket
 from services.gateway.reader import Reader
 from services.gateway.reads import Reads
 from services.gateway.ring import Ready
+from shared.epochs.raising import Epochs, Raise
 from shared.errors import Unavailable
 from shared.keys import Keys
 from shared.position import Position
@@ -478,6 +480,57 @@ async def test_a_frame_that_comes_while_a_gap_is_mended_is_not_taken_for_another
         await newsroom.say(FEED, "after")
         assert (await stream.next()).n == 5
         await stream.silence(0.15)
+
+
+async def test_one_who_stands_before_what_the_read_models_have_lost_waits_for_it(
+    newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames told of more than there is now: nothing is said again and again until there is something to say."""
+    monkeypatch.setattr(catch_ups, "LOOK_AGAIN_SECONDS", 0.01)
+    await newsroom.story(FEED, 1)
+    async with await gateway.stream(STREAM) as first, await gateway.stream(STREAM) as second:
+        await first.until("live")
+        await second.until("live")
+        (followed,) = gateway.readers.following.feeds()
+        gateway.readers.following.jump(followed, Position(1, 4))
+        await newsroom.say(FEED, "e2")
+        await newsroom.say(FEED, "e3")
+        for stream in (first, second):
+            events = await stream.until("entry")
+            while events[-1].n != 4:
+                events += await stream.until("entry")
+            assert [event.n for event in events if event.kind == "entry"] == [3, 4]
+            assert len(events) <= 3, "but for a live between them nothing else was told"
+
+
+async def test_a_new_epoch_that_a_crowd_reads_of_before_a_frame_tells_is_jumped_to_once(
+    newsroom: Newsroom, gateway: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await newsroom.story(FEED, 1)
+    streams = [await gateway.stream(STREAM) for _ in range(5)]
+    for stream in streams:
+        await stream.until("live")
+    epochs = Epochs(newsroom.redis, newsroom.keys)
+    [standing] = await epochs.standings([FEED])
+    await epochs.raise_all([Raise(standing, "repaired", "tried")], server=(await epochs.process()).server)
+    await newsroom.commit_all(FEED, frames=False)
+    await eventually(lambda: all(reader.live for reader in gateway.readers))
+    jumps: list[Position] = []
+    jump = gateway.readers.following.jump
+
+    def counted(followed: Followed, position: Position) -> None:
+        jumps.append(position)
+        jump(followed, position)
+
+    monkeypatch.setattr(gateway.readers.following, "jump", counted)
+    for reader in gateway.readers:
+        reader.live = False
+        reader.folding = frozenset({0})
+        gateway.readers.on_writable(reader)
+    for stream in streams:
+        assert [event.kind for event in await stream.until("live")] == ["reset", "snapshot", "live"]
+        stream.cut()
+    assert len(jumps) == 1
 
 
 async def test_a_gap_that_cannot_be_mended_now_is_mended_later(
