@@ -154,10 +154,14 @@ class Hub:
             descriptor = Descriptor(self, os.dup(sock.fileno()))
         except OSError:
             return None  # no descriptor is free, and the transport has one already
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+            self._open_selector().register(descriptor.fd, selectors.EVENT_READ, descriptor)
+        except OSError:
+            os.close(descriptor.fd)
+            return None  # a user may have only so many descriptors in selectors
         # Closes aiohttp's own descriptor of the connection, and with it all that it keeps of it.
         transport.abort()
-        self._open_selector().register(descriptor.fd, selectors.EVENT_READ, descriptor)
         return descriptor
 
     def watch(self, descriptor: Descriptor, *, writable: bool) -> None:

@@ -1,6 +1,7 @@
 """The hub: when aiohttp lets go of a connection, what is left of it, and how descriptors end."""
 
 import asyncio
+import errno
 import gc
 import os
 import socket
@@ -130,6 +131,35 @@ async def test_a_connection_that_lacks_a_condition_is_not_taken(lacks: dict[str,
     request: Any = SimpleNamespace(transport=transport, body_exists=state["body"])
     assert hub.take(request) is None
     assert not aborted
+    ours.close()
+    theirs.close()
+
+
+async def test_a_connection_that_the_selector_has_no_room_for_stays_with_its_transport(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, theirs = socket.socketpair()
+    aborted: list[bool] = []
+    transport = SimpleNamespace(
+        is_closing=lambda: False,
+        get_write_buffer_size=lambda: 0,
+        get_extra_info={"socket": ours}.get,
+        abort=lambda: aborted.append(True),
+    )
+    hub = Hub(on_writable=lambda reader: None, on_gone=lambda reader: None)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    number = os.dup(ours.fileno())
+    monkeypatch.setattr(hub._open_selector(), "register", refuse)
+    monkeypatch.setattr("services.gateway.hub.os.dup", lambda fd: number)
+    request: Any = SimpleNamespace(transport=transport, body_exists=False)
+    assert hub.take(request) is None
+    assert not aborted
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
+    hub.close()
     ours.close()
     theirs.close()
 
