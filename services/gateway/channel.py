@@ -27,7 +27,7 @@ class Channel:
         self.start = 0
         self.end = 0
         self._followed = tuple(followed)
-        self._frames: deque[tuple[bytes, Positions, int | None]] = deque()
+        self._frames: deque[tuple[Ready, Positions]] = deque()
         self._bytes = 0
         self._batches: dict[int, tuple[Sequence[bytes], bytes]] = {}
 
@@ -41,9 +41,8 @@ class Channel:
         positions = self.positions
         if None in positions:
             return  # nobody is live who could want it
-        wire = ready.wire_with(stream_id(self.feeds, positions)) if self.joined else ready.wire
-        self._frames.append((wire, positions, ready.recorded_at))
-        self._bytes += len(wire)
+        self._frames.append((ready, positions))
+        self._bytes += len(ready.data)
         self.end += 1
         self._batches.clear()
         while len(self._frames) > FRAMES_MAX or (self._bytes > BYTES_MAX and len(self._frames) > 1):
@@ -55,9 +54,13 @@ class Channel:
             return None
         batch = self._batches.get(seen)
         if batch is None:
-            wires = [wire for wire, *_ in list(self._frames)[seen - self.start :]]
+            wires = [self._wire(ready, positions) for ready, positions in list(self._frames)[seen - self.start :]]
             batch = self._batches[seen] = (wires, wires[0] if len(wires) == 1 else b"".join(wires))
         return batch
+
+    def _wire(self, ready: Ready, positions: Positions) -> bytes:
+        """Made when it is sent: thousands of channels may follow one feed."""
+        return ready.wire_with(stream_id(self.feeds, positions)) if self.joined else ready.wire
 
     def positions_after(self, seen: int) -> Positions:
         """Where a reader stands that has had the frame before number `seen`."""
@@ -71,8 +74,8 @@ class Channel:
                 yield recorded_at
 
     def _drop(self) -> int | None:
-        wire, _, recorded_at = self._frames.popleft()
-        self._bytes -= len(wire)
+        ready, _ = self._frames.popleft()
+        self._bytes -= len(ready.data)
         self.start += 1
         self._batches.clear()
-        return recorded_at
+        return ready.recorded_at

@@ -5,6 +5,7 @@ can take more.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ log = structlog.get_logger()
 
 # A write takes about 10 us: this many readers are served between two looks at the clock.
 READERS_PER_LOOK = 32
+# So many channels with many readers go on at once; small ones do not wait for them.
+SWEEPS_AT_ONCE = 8
 
 
 class FanOut:
@@ -40,6 +43,8 @@ class FanOut:
         self._on_behind = on_behind
         self._on_private = on_private
         self._spawn = spawn
+        self._waiting: deque[Channel] = deque()
+        self._at_work = 0
         # Counted here, and told once a pass over a channel's readers.
         self._deliveries = 0
         self._bytes = 0
@@ -51,34 +56,53 @@ class FanOut:
             channel.append(ready)
             if not channel.sweeping:
                 channel.sweeping = True
-                self._spawn(self._sweep(channel))
+                self._waiting.append(channel)
+        self._set_to_work()
 
     def gap(self, followed: Followed) -> None:
         for reader in followed.readers():
             reader.live = False
             self._on_behind(reader)
 
-    async def _sweep(self, channel: Channel) -> None:
-        """Give all live readers of a channel what has come, until there is nothing new."""
+    def _set_to_work(self) -> None:
+        for _ in range(min(SWEEPS_AT_ONCE - self._at_work, len(self._waiting))):
+            self._at_work += 1
+            self._spawn(self._sweep_all())
+
+    async def _sweep_all(self) -> None:
+        """A pass over each channel that waits for one, until none does."""
         try:
-            while channel.start < channel.end and channel.readers:
-                end = channel.end
-                readers = list(channel.readers)
-                for first in range(0, len(readers), READERS_PER_LOOK):
+            while self._waiting:
+                await self._turns.take()
+                if self._waiting:
+                    await self._sweep(self._waiting.popleft())
+        finally:
+            self._at_work -= 1
+
+    async def _sweep(self, channel: Channel) -> None:
+        """Give all live readers of a channel what has come; what came meanwhile waits for the next pass."""
+        try:
+            end = channel.end
+            readers = list(channel.readers)
+            for first in range(0, len(readers), READERS_PER_LOOK):
+                if first:
                     await self._turns.take()
-                    self._give(channel, readers[first : first + READERS_PER_LOOK])
-                self._metrics.deliveries.inc(self._deliveries)
-                self._metrics.bytes_sent.inc(self._bytes)
-                self._deliveries = self._bytes = 0
-                now = time.time()
-                for recorded_at in channel.swept(end):
-                    self._metrics.publish_seconds.observe(max(0.0, now - recorded_at / 1000))
+                self._give(channel, readers[first : first + READERS_PER_LOOK])
+            self._metrics.deliveries.inc(self._deliveries)
+            self._metrics.bytes_sent.inc(self._bytes)
+            self._deliveries = self._bytes = 0
+            now = time.time()
+            for recorded_at in channel.swept(end):
+                self._metrics.publish_seconds.observe(max(0.0, now - recorded_at / 1000))
         except Exception:
             log.exception("sweep_broken_off", feeds=channel.feeds)
+            channel.sweeping = False
             for reader in list(channel.readers):
-                reader.live = False
-                self._on_behind(reader)
-        finally:
+                self._behind(reader)
+            return
+        if channel.start < channel.end and channel.readers:
+            self._waiting.append(channel)
+        else:
             channel.sweeping = False
 
     def _give(self, channel: Channel, readers: Sequence[Reader]) -> None:

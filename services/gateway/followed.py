@@ -28,7 +28,7 @@ class Followed:
         self.position: Position | None = None
         self.lost_epoch = 0
         self.ring = Ring()
-        self.channels: list[Channel] = []
+        self.channels: dict[Channel, None] = {}
         self.backlog: deque[Ready] = deque()
         self.mending = False
         self.swept: Position | None = None

@@ -108,7 +108,7 @@ class Readers:
             channel = Channel([self.following.of(feed) for feed in wish.feeds], joined=wish.joined)
             self._channels[key] = channel
             for feed in wish.feeds:
-                self.following.of(feed).channels.append(channel)
+                self.following.of(feed).channels[channel] = None
         reader = Reader(channel, connection, wish, snapshot=wish.snapshot or SNAPSHOT_DEFAULT)
         channel.readers[reader] = None
         self._last_slot = reader.slot = (self._last_slot + 1) % PING_SECONDS
@@ -148,7 +148,7 @@ class Readers:
         del self._channels[channel.feeds, channel.joined]
         for feed in channel.feeds:
             followed = self.following.of(feed)
-            followed.channels.remove(channel)
+            del followed.channels[channel]
             if not followed.channels:
                 self.following.leave(followed)
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.gateway import channel as channel_module
+from services.gateway import fan_out as fan_out_module
 from services.gateway import turns as turns_module
 from services.gateway.channel import Channel
 from services.gateway.fan_out import FanOut
@@ -92,7 +93,7 @@ def test_frames_that_all_readers_have_are_not_kept() -> None:
 def test_frames_of_a_long_sweep_are_bounded(monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
     channel, (feed,) = channel_of("story", joined=False)
     next_frame(channel, feed)
-    size = len((channel.after(0) or ((), b""))[1])
+    size = len(b'{"n":2}')
     if bound == "frames":
         monkeypatch.setattr(channel_module, "FRAMES_MAX", 3)
     else:
@@ -164,7 +165,7 @@ class Swept:
         )
 
     async def frames(self, channel: Channel, followed: Followed, count: int = 1) -> None:
-        followed.channels = [channel]
+        followed.channels = {channel: None}
         for _ in range(count):
             assert followed.position is not None
             followed.position = followed.position.next()
@@ -234,3 +235,35 @@ async def test_who_waited_for_a_turn_gets_all_of_it(monkeypatch: pytest.MonkeyPa
     time.sleep(0.03)
     async with asyncio.timeout(5):
         await waiting
+
+
+async def test_many_channels_of_one_feed_are_rendered_in_turns_by_a_few_tasks() -> None:
+    story = Followed("story")
+    story.position = Position(1, 1)
+    channels = []
+    for number in range(200):
+        other = Followed(f"other-{number}")
+        other.position = Position(1, 7)
+        channel = Channel([story, other], joined=True)
+        story.channels[channel] = None
+        channels.append((channel, *reader_of(channel)))
+    spawned: list[Coroutine[Any, Any, None]] = []
+    fan_out = FanOut(
+        Turns(),
+        Metrics(),
+        on_behind=lambda reader: None,
+        on_private=lambda followed: None,
+        spawn=spawned.append,
+    )
+    for n in (2, 3):
+        story.position = Position(1, n)
+        fan_out.frame(story, Ready("story", story.position, "entry", b"{}"))
+    assert len(spawned) == fan_out_module.SWEEPS_AT_ONCE
+    assert not any(channel._batches or connection.written for channel, _, connection in channels)
+    await asyncio.gather(*spawned)
+    for number, (channel, reader, connection) in enumerate(channels):
+        assert connection.written.count(b"event: entry") == 2
+        assert f"id: story:1-3,other-{number}:1-7".encode() in connection.written or (
+            f"id: other-{number}:1-7,story:1-3".encode() in connection.written
+        )
+        assert reader.seen == channel.end == channel.start and not channel.sweeping
