@@ -246,7 +246,9 @@ async def test_many_channels_of_one_feed_are_rendered_in_turns_by_a_few_tasks() 
         other.position = Position(1, 7)
         channel = Channel([story, other], joined=True)
         story.channels[channel] = None
-        channels.append((channel, *reader_of(channel)))
+        reader, connection = reader_of(channel)
+        connection.room = 10_000
+        channels.append((channel, reader, connection))
     spawned: list[Coroutine[Any, Any, None]] = []
     fan_out = FanOut(
         Turns(),
