@@ -34,7 +34,7 @@ class Channel:
     @property
     def positions(self) -> Positions:
         """Where the frames of its feeds have come."""
-        return tuple(followed.position for followed in self._followed)
+        return tuple([followed.position for followed in self._followed])
 
     def append(self, ready: Ready) -> None:
         """The next frame of one of its feeds, whose position has just moved there."""
