@@ -45,7 +45,7 @@ class Descriptor:
         self._rest: memoryview | None = None
         self._closing = False
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         try:
             return os.write(self.fd, data)
         except BlockingIOError:
@@ -83,7 +83,7 @@ class Descriptor:
     def go_on(self) -> bool:
         """Write what is left of a frame; True when nothing is."""
         if self._rest:
-            written = self.write(self._rest)  # type: ignore[arg-type]  # a view of bytes is written as they are
+            written = self.write(self._rest)
             if self.fd == _CLOSED:
                 return False
             self._rest = self._rest[written:]
