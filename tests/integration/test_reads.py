@@ -13,11 +13,10 @@ from services.gateway.cursor import Filters, Order, read_cursor
 from services.gateway.differences import Folded
 from services.gateway.reads import Difference, Page, Reads
 from services.gateway.ring import Ready
-from shared import redis as redis_module
 from shared.errors import Corrupted
 from shared.keys import Keys
 from shared.position import ORIGIN, Position
-from shared.redis import Redis, connect
+from shared.redis import Redis, asking, connect
 from tests.integration.conftest import RunningServer
 from tests.integration.gateway_kit import SIGNED, Json, Newsroom, Running, minute, number, running_gateway
 
@@ -309,7 +308,7 @@ class OneByOne:
 
     def __init__(self, happen: Any) -> None:
         self._happen = happen
-        self._exchange = redis_module.exchange
+        self._exchange = asking.exchange
         self.commands: list[str] = []
 
     async def exchange(self, client: Redis, commands: Sequence[bytes]) -> list[Any]:
@@ -347,9 +346,9 @@ async def test_all_that_a_read_gives_is_of_one_moment(
     watched = Reads(one_script, keys)
     await one_script.ping()
     monkeypatch.setattr(one_script, "execute_command", client.refuse)
-    original = redis_module.exchange
+    original = asking.exchange
     monkeypatch.setattr(
-        redis_module,
+        asking,
         "exchange",
         lambda asker, commands: (client.exchange if asker is one_script else original)(asker, commands),
     )
