@@ -5,7 +5,8 @@
 -- ARGV  1 fence  2 feed  3 generation  4 first ("1": the feed has no generation yet)  5 checkpoint before
 --       6 checkpoint after  7 read models  8 fold version  9 prefix of the indexes  10 activity in ms or ""
 --       11 feed document or ""  12 position of the feed's own last change or ""
---       then number of documents, each: entry, JSON · of index members to add, each: index, member · to remove, likewise
+--       then number of entries that must have no document, each: entry · of positions that must not be in quarantine, likewise
+--       · of documents, each: entry, JSON · of index members to add, each: index, member · to remove, likewise
 --       · of quarantine records, each: position, JSON · of frames, each: position, kind, JSON, recorded_at in ms or ""
 -- Gives "committed" | "fenced" | "moved"
 local FRAMES_MAX = 1000
@@ -18,7 +19,6 @@ else
   if active ~= ARGV[3] then return 'moved' end
   if redis.call('HGET', KEYS[3], 'checkpoint') ~= ARGV[5] then return 'moved' end
 end
--- All checks stand before the first write.
 local at = 13
 local function each(width, act)
   local count = tonumber(ARGV[at])
@@ -28,6 +28,11 @@ local function each(width, act)
     at = at + width
   end
 end
+local found = false
+each(1, function(entry) found = found or redis.call('HEXISTS', KEYS[4], entry) == 1 end)
+each(1, function(position) found = found or redis.call('HEXISTS', KEYS[8], position) == 1 end)
+if found then return 'moved' end
+-- All checks stand before the first write.
 each(2, function(entry, json) redis.call('HSET', KEYS[4], entry, json) end)
 each(2, function(index, member)
   redis.call('ZADD', ARGV[9] .. index, 0, member)

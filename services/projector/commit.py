@@ -37,7 +37,8 @@ class Pending(Struct, frozen=True):
     """A feed's active generation, None before its first commit, and the log's next events after its checkpoint.
 
     `documents` are those of the entries that the events are about, as the generation holds them. `outdated`: an older release
-    folded the generation; this one folds it no further and reads nothing of it.
+    folded the generation; this one folds it no further and reads nothing of it. `unread`: neither documents nor quarantine
+    were asked for, and the commit takes effect only where there are none.
     """
 
     feed_id: str
@@ -50,6 +51,7 @@ class Pending(Struct, frozen=True):
     more: bool
     documents: Mapping[str, Document]
     outdated: bool = False
+    unread: bool = False
 
 
 class Frame(NamedTuple):
@@ -161,6 +163,10 @@ class Commits:
         args.append(milliseconds_of(commit.feed.updated_at) if commit.feed else "")
         args.append(render(commit.feed) if commit.feed else "")
         args.append(str(commit.feed_position or ""))
+        args.append(len(commit.documents) if pending.unread else 0)
+        args += commit.documents if pending.unread else ()
+        args.append(len(commit.frames) if pending.unread else 0)
+        args += [str(frame.position) for frame in commit.frames] if pending.unread else ()
         args.append(len(commit.documents))
         for entry, document in commit.documents.items():
             args += [entry, document]

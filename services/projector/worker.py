@@ -1,7 +1,7 @@
 """The projector's work: hints and sweeps wake it, and each shard that it owns is folded by one task of its own.
 
-Owns when and which; `lease` owns whether, `commit` what. Doorbells may lose anything: what was missed is found in the sweep
-of the shard's dirty feeds, once a second.
+Owns when and which; `lease` owns whether, `commit` what. Doorbells may lose anything, and so may the logs of `warm` feeds:
+what was missed is found in the sweep of the shard's dirty feeds, once a second.
 """
 
 import asyncio
@@ -14,16 +14,19 @@ from services.projector.commit import Commit, Commits, Pending, prepare
 from services.projector.gauges import Gauges
 from services.projector.lease import RENEW_SECONDS, Leases
 from services.projector.shard import Shard
+from services.projector.warm import Warm
 from shared.epochs.witness import Witness
 from shared.errors import NewerLog, Unavailable
 from shared.keys import Keys
 from shared.metrics import Metrics
+from shared.ndjson import StreamEntry
 from shared.redis import UNREACHABLE, Redis, read_streams, run_pipeline
 
 log = structlog.get_logger()
 
 BLOCK_SECONDS = 1.0
-RINGS_PER_READ_MAX = 1_000
+# Of each doorbell, and of each log that is followed.
+PER_READ_MAX = 200
 SWEEP_SECONDS = 1.0
 BACKOFF_SECONDS = 0.5
 # How long a shard whose log is of a newer release is left to others.
@@ -41,6 +44,7 @@ class Projector:
         self._leases = Leases(redis, keys, owner=owner)
         self._commits = Commits(redis, keys)
         self._shards: dict[int, Shard] = {}
+        self._warm = Warm(keys)
         self._builder = Builder(redis, keys, self._leases, self._shards, self._refuse)
         self._gauges = Gauges(redis, keys, metrics, self._shards)
         self._witness = Witness(redis, keys, on_restart=lambda: self._cursors.clear())
@@ -88,6 +92,7 @@ class Projector:
         for number in left:
             del self._shards[number]
             self._cursors.pop(number, None)
+            self._warm.forget_shard(number)
             self._tasks.pop(number).cancel()
         taken = {number: fence for number, fence in held.items() if number not in self._shards}
         for number in taken:
@@ -116,22 +121,35 @@ class Projector:
                 await asyncio.sleep(BACKOFF_SECONDS)
 
     async def _listen(self) -> None:
-        of_stream = {self._keys.shard(number).doorbell: number for number in self._cursors}
-        cursors = {stream: self._cursors[number] for stream, number in of_stream.items()}
-        for stream, rings in await read_streams(
-            self._blocking, cursors, count=RINGS_PER_READ_MAX, block_seconds=BLOCK_SECONDS
-        ):
-            number = of_stream[stream]
-            shard = self._shards.get(number)
-            if shard is None:
+        doorbells = {self._keys.shard(number).doorbell: number for number in self._cursors}
+        logs = self._warm.logs()
+        cursors = {stream: self._cursors[number] for stream, number in doorbells.items()}
+        cursors |= {stream: read for stream, (_, read) in logs.items()}
+        found = await read_streams(self._blocking, cursors, count=PER_READ_MAX, block_seconds=BLOCK_SECONDS)
+        heard = set()
+        for stream, entries in found:
+            if stream in logs:
+                feed, _ = logs[stream]
+                heard.add(feed)
+                self._warm.came(feed, [StreamEntry(entry.encode(), fields) for entry, fields in entries])
+                self._wake(feed)
+        for stream, rings in found:
+            number = doorbells.get(stream)
+            if number is None or number not in self._shards:
                 continue
             self._cursors[number] = rings[-1][0]
             for _, fields in rings:
                 feed = fields[b"feed"].decode()
                 if b"build" in fields:
                     self._builder.wake(feed)
-                else:
-                    shard.wake(feed)
+                elif feed not in heard:
+                    # What rang came with its log.
+                    self._wake(feed)
+
+    def _wake(self, feed: str) -> None:
+        shard = self._shards.get(self._keys.shard_of(feed))
+        if shard is not None:
+            shard.wake(feed)
 
     async def _sweep(self) -> None:
         """State makes it right: every feed whose log is ahead of its checkpoint is dirty until a commit says otherwise."""
@@ -178,9 +196,12 @@ class Projector:
         fence = self._leases.held.get(shard.number)
         if fence is None:
             return []
-        found = await self._commits.pending(feeds)
-        await self._rebuild_outdated(found)
-        pending = [item for item in found if item.entries]
+        pending = [item for feed in feeds if (item := self._warm.take(feed))]
+        warm = {item.feed_id for item in pending}
+        if unread := [feed for feed in feeds if feed not in warm]:
+            found = await self._commits.pending(unread)
+            await self._rebuild_outdated(found)
+            pending += [item for item in found if item.entries]
         items = []
         for item in pending:
             generation = item.generation or await self._commits.new_generation(item.feed_id)
@@ -189,11 +210,13 @@ class Projector:
             return []
         # Cancelled in the middle, the commit takes effect or not, as a whole; the next owner reads which.
         answers = await self._commits.commit(items, fence=fence)
-        for (item, done, _), answer in zip(items, answers, strict=True):
+        for (item, done, generation), answer in zip(items, answers, strict=True):
             if answer == "committed":
                 self._witness.saw(item.feed_id, done.checkpoint)
                 self._metrics.folded.inc(done.folded)
+                self._warm.committed(item, done, generation)
             else:
+                self._warm.forget(item.feed_id)
                 log.info("commit_refused", feed=item.feed_id, why=answer, fence=fence)
             if answer != "fenced":
                 # "moved" may be our own commit whose answer was lost: its alarm must ring all the same.
