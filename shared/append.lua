@@ -76,7 +76,7 @@ if events > 0 then
     redis.call('HSET', KEYS[3], ARGV[p + 1], ARGV[p + 2] .. ' ' .. position .. ' ' .. ARGV[p + 4])
   end
   redis.call('SADD', KEYS[4], feed)
-  redis.call('XADD', KEYS[5], 'MAXLEN', '~', 1000, '*', 'feed', feed)
+  redis.call('XADD', KEYS[5], 'MAXLEN', '~', 1000, '*', 'feed', feed, 'position', epoch .. '-' .. text)
 end
 local bucket = buckets .. day
 redis.call('HSET', bucket, command, ARGV[4] .. ' ' .. ARGV[5] .. ' ' .. events .. ' ' .. epoch .. '-' .. text)

@@ -30,7 +30,7 @@ class _Known(Struct):
     models: tuple[ReadModel, ...]
     feed: Feed
     checkpoint: Position
-    read: str
+    read: Position
     entries: list[StreamEntry]
 
 
@@ -42,17 +42,22 @@ class Warm:
 
     def logs(self) -> Mapping[str, tuple[str, str]]:
         """The logs to follow: each one's feed, and after which position."""
-        return {self._keys.feed(feed).log: (feed, known.read) for feed, known in self._known.items()}
+        return {self._keys.feed(feed).log: (feed, str(known.read)) for feed, known in self._known.items()}
 
     def came(self, feed: str, entries: Sequence[StreamEntry]) -> None:
-        """What was read of a log that is followed; where it is more than one commit takes, the feed is warm no more."""
+        """What was read of a log that is followed; more than one commit takes is left to be read again."""
         known = self._known.get(feed)
         if known is None:
             return
-        known.read = entries[-1].id.decode()
+        known.read = entries[-1].position
         known.entries += [entry for entry in entries if entry.position > known.checkpoint]
         if len(known.entries) > EVENTS_PER_COMMIT_MAX:
-            self.forget(feed)
+            known.entries = []
+
+    def has_read(self, feed: str, position: bytes | None) -> bool:
+        """Whether a feed's log was read to a position: then its ring tells nothing new."""
+        known = self._known.get(feed)
+        return known is not None and position is not None and Position.parse(position.decode()) <= known.read
 
     def take(self, feed: str) -> Pending | None:
         """What came, to be committed now; None where the feed must be read: for anything but entries that are new."""
@@ -61,7 +66,6 @@ class Warm:
             return None
         entries, known.entries = known.entries, []
         if not _all_new(entries, after=known.checkpoint):
-            self.forget(feed)
             return None
         return Pending(
             feed_id=feed,
@@ -83,17 +87,19 @@ class Warm:
         checkpoint = commit.checkpoint
         came = [entry for entry in before.entries if entry.position > checkpoint] if before else []
         # What was read and is not here is a gap when more comes, and sends the feed to be read.
-        read = max(Position.parse(before.read), checkpoint) if before else checkpoint
-        self._known[pending.feed_id] = _Known(generation, pending.models, commit.feed, checkpoint, str(read), came)
+        read = max(before.read, checkpoint) if before else checkpoint
+        self._known[pending.feed_id] = _Known(generation, pending.models, commit.feed, checkpoint, read, came)
         if len(self._known) > FEEDS_MAX:
-            self.forget(next(iter(self._known)))
+            del self._known[next(iter(self._known))]
 
-    def forget(self, feed: str) -> None:
-        self._known.pop(feed, None)
+    def moved(self, feed: str) -> None:
+        """Another commit or a flip came between: what came is read again with it."""
+        if feed in self._known:
+            self._known[feed].entries = []
 
     def forget_shard(self, number: int) -> None:
         for feed in [feed for feed in self._known if self._keys.shard_of(feed) == number]:
-            self.forget(feed)
+            del self._known[feed]
 
 
 def _all_new(entries: Iterable[StreamEntry], *, after: Position) -> bool:

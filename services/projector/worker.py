@@ -126,11 +126,9 @@ class Projector:
         cursors = {stream: self._cursors[number] for stream, number in doorbells.items()}
         cursors |= {stream: read for stream, (_, read) in logs.items()}
         found = await read_streams(self._blocking, cursors, count=PER_READ_MAX, block_seconds=BLOCK_SECONDS)
-        heard = set()
         for stream, entries in found:
             if stream in logs:
                 feed, _ = logs[stream]
-                heard.add(feed)
                 self._warm.came(feed, [StreamEntry(entry.encode(), fields) for entry, fields in entries])
                 self._wake(feed)
         for stream, rings in found:
@@ -142,8 +140,7 @@ class Projector:
                 feed = fields[b"feed"].decode()
                 if b"build" in fields:
                     self._builder.wake(feed)
-                elif feed not in heard:
-                    # What rang came with its log.
+                elif not self._warm.has_read(feed, fields.get(b"position")):
                     self._wake(feed)
 
     def _wake(self, feed: str) -> None:
@@ -216,7 +213,7 @@ class Projector:
                 self._metrics.folded.inc(done.folded)
                 self._warm.committed(item, done, generation)
             else:
-                self._warm.forget(item.feed_id)
+                self._warm.moved(item.feed_id)
                 log.info("commit_refused", feed=item.feed_id, why=answer, fence=fence)
             if answer != "fenced":
                 # "moved" may be our own commit whose answer was lost: its alarm must ring all the same.

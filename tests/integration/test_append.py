@@ -145,7 +145,7 @@ async def test_an_append_marks_the_feed_dirty_and_rings_the_doorbell(redis: Redi
     assert await is_dirty(redis, keys, FEED)
     doorbell = keys.shard(keys.shard_of(FEED)).doorbell
     rung = cast("Any", await redis.xrange(doorbell))
-    assert [fields for _, fields in rung] == [{b"feed": FEED.encode()}]
+    assert [fields for _, fields in rung] == [{b"feed": FEED.encode(), b"position": b"1-1"}]
     await log.append(FEED, appending_entry("e1"))
     assert await redis.xlen(doorbell) == 2
 

@@ -6,7 +6,7 @@ Owns `Projector`. Single commits are test_commit's, single leases test_lease's.
 import asyncio
 import contextlib
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -262,6 +262,74 @@ async def test_a_long_log_is_folded_commit_after_commit_without_another_wake_up(
         await projected(redis, keys)
 
 
+# Warm feeds
+
+
+@asynccontextmanager
+async def warm(server: Any, redis: Redis, keys: Keys, log: Log) -> AsyncIterator[list[str]]:
+    """A projector that follows the log of a feed with entries e0 and e1; gives the feeds that it asks for from then on."""
+    await a_feed(log)
+    asked: list[str] = []
+    async with projecting(server.url, keys) as projector:
+        await projected(redis, keys)
+        await eventually(lambda: projector.listens)
+        worker_module.SWEEP_SECONDS = NEVER_SECONDS
+        pending = projector._commits.pending
+
+        async def counted(feeds: Sequence[str]) -> Any:
+            asked.extend(feeds)
+            return await pending(feeds)
+
+        projector._commits.pending = counted  # type: ignore[method-assign]
+        await eventually(lambda: appended_unasked(log, redis, keys, asked))
+        yield asked
+
+
+async def test_new_entries_of_a_feed_that_was_just_committed_are_folded_without_asking(
+    server: Any, redis: Redis, keys: Keys, log: Log, quick: pytest.MonkeyPatch
+) -> None:
+    async with warm(server, redis, keys, log) as asked:
+        for number in range(5):
+            await log.append(FEED, appending_entry(f"later-{number}"))
+            await projected(redis, keys)
+        assert asked == []
+        # What may be about an entry that is there is asked for, and the next new one is not.
+        await log.append(FEED, appending(EntryPinned(entry="later-3")))
+        await projected(redis, keys)
+        assert asked == [FEED]
+        await eventually(lambda: appended_unasked(log, redis, keys, asked))
+
+
+async def appended_unasked(log: Log, redis: Redis, keys: Keys, asked: list[str]) -> bool:
+    asked.clear()
+    await log.append(FEED, appending(published(f"new-{await redis.xlen(keys.feed(FEED).log)}")))
+    await projected(redis, keys)
+    return not asked
+
+
+async def test_an_entry_that_is_there_already_is_not_taken_for_new(
+    server: Any, redis: Redis, keys: Keys, log: Log, quick: pytest.MonkeyPatch
+) -> None:
+    async with warm(server, redis, keys, log) as asked:
+        await log.append(FEED, appending(published("e0", headline="Another one")))
+        await projected(redis, keys)
+        assert asked == [FEED]
+        [position] = await redis.hkeys(keys.feed(FEED).quarantine)
+        assert position == (await log_positions(redis, keys, FEED))[-1].encode()
+
+
+async def test_an_event_that_the_quarantine_names_is_not_folded_as_new(
+    server: Any, redis: Redis, keys: Keys, log: Log, quick: pytest.MonkeyPatch
+) -> None:
+    async with warm(server, redis, keys, log) as asked:
+        following = f"1-{await redis.xlen(keys.feed(FEED).log) + 1}"
+        await command(redis, "HSET", keys.feed(FEED).quarantine, following, "{}")
+        await log.append(FEED, appending_entry("skipped"))
+        await eventually(lambda: at_head(redis, keys))
+        assert asked == [FEED]
+        assert [kind for _, kind, _ in await frames_of(redis, keys, FEED)][-1] == "skipped"
+
+
 # Whose shards are whose
 
 
@@ -396,10 +464,11 @@ async def test_a_shard_with_something_of_a_newer_release_is_left_to_others(
 ) -> None:
     elsewhere = feed_in_shard(SHARD + 1)
     await a_feed(log)
+    await Projection(redis, keys, FEED).to_head()
+    if newer == "read model":
+        await command(redis, "HSET", keys.feed(FEED).of_generation(1).meta, "read_models", "chronological,by_mood")
     async with projecting(server.url, keys) as projector:
-        await projected(redis, keys)
-        if newer == "read model":
-            await command(redis, "HSET", keys.feed(FEED).of_generation(1).meta, "read_models", "chronological,by_mood")
+        await eventually(lambda: projector.listens)
         await log.append(FEED, appending(of_a_newer_release() if newer == "event" else published("e9")))
         await eventually(lambda: SHARD not in projector.shards)
         # At once, without waiting for a time to live.

@@ -50,7 +50,9 @@ EDGES = {
     "ports",
     "problems",
     "program",
-    "redis",
+    "redis.asking",
+    "redis.connecting",
+    "redis.server",
     "scraping",
     "supervisor",
     "tokens",
@@ -84,7 +86,7 @@ def test_shared_imports_no_service() -> None:
 
 
 def test_the_vocabulary_imports_no_edge_and_no_io() -> None:
-    outside = ("redis", "aiohttp", "asyncio", "structlog", "os", "socket", "time")
+    outside = ("shared.redis", "redis", "aiohttp", "asyncio", "structlog", "os", "socket", "time")
     forbidden = (*(f"shared.{edge}" for edge in EDGES), *outside)
     wrong = [
         (name, used)
