@@ -21,12 +21,18 @@ TRANSPORT_BYTES = 64 * 1024
 # Linux: struct tcp_info, tcpi_bytes_acked, a 64-bit count.
 _TCP_INFO_BYTES_ACKED = slice(120, 128)
 
+NONE = -1
+
 Told = Callable[["Reader"], None]
 
 
 class Connection(Protocol):
-    """`full` while what was given has not gone out: nothing may be written then. `reader` is whose it is, once that is known."""
+    """`full` while what was given has not gone out: nothing may be written then. `reader` is whose it is, once that is known.
 
+    `fd` is the bare descriptor that may be written to as well, `NONE` where `write` is the only way.
+    """
+
+    fd: int
     full: bool
     reader: "Reader | None"
 
@@ -48,6 +54,8 @@ class Connection(Protocol):
 
 class TransportConnection(asyncio.Protocol):
     """Takes a transport over from another protocol; input is discarded, never parsed."""
+
+    fd = NONE
 
     def __init__(self, transport: asyncio.Transport, *, on_writable: Told, on_gone: Told) -> None:
         self._transport = transport

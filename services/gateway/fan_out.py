@@ -4,6 +4,7 @@ Owns the sweeps over readers. One that cannot take its frame is marked behind an
 can take more.
 """
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
@@ -53,21 +54,18 @@ class FanOut:
         if ready.kind == "feed" and b'"visibility":"private"' in ready.data:
             self._on_private(followed)
         for channel in followed.channels:
-            channel.append(ready)
+            # The rest is done when its turn comes: thousands of channels may follow one feed.
             if not channel.sweeping:
                 channel.sweeping = True
                 self._waiting.append(channel)
-        self._set_to_work()
+                if self._at_work < SWEEPS_AT_ONCE:
+                    self._at_work += 1
+                    self._spawn(self._sweep_all())
 
     def gap(self, followed: Followed) -> None:
         for reader in followed.readers():
             reader.live = False
             self._on_behind(reader)
-
-    def _set_to_work(self) -> None:
-        for _ in range(min(SWEEPS_AT_ONCE - self._at_work, len(self._waiting))):
-            self._at_work += 1
-            self._spawn(self._sweep_all())
 
     async def _sweep_all(self) -> None:
         """A pass over each channel that waits for one, until none does."""
@@ -82,17 +80,17 @@ class FanOut:
     async def _sweep(self, channel: Channel) -> None:
         """Give all live readers of a channel what has come; what came meanwhile waits for the next pass."""
         try:
-            end = channel.end
+            swept = channel.take()
             readers = list(channel.readers)
-            for first in range(0, len(readers), READERS_PER_LOOK):
-                if first:
-                    await self._turns.take()
-                self._give(channel, readers[first : first + READERS_PER_LOOK])
+            served = self._give(channel, readers, 0)
+            while served < len(readers):
+                await self._turns.take()
+                served = self._give(channel, readers, served)
             self._metrics.deliveries.inc(self._deliveries)
             self._metrics.bytes_sent.inc(self._bytes)
             self._deliveries = self._bytes = 0
             now = time.time()
-            for recorded_at in channel.swept(end):
+            for recorded_at in channel.swept(swept):
                 self._metrics.publish_seconds.observe(max(0.0, now - recorded_at / 1000))
         except Exception:
             log.exception("sweep_broken_off", feeds=channel.feeds)
@@ -100,38 +98,55 @@ class FanOut:
             for reader in list(channel.readers):
                 self._behind(reader)
             return
-        if channel.start < channel.end and channel.readers:
+        if channel.take() != swept and channel.readers:
             self._waiting.append(channel)
         else:
             channel.sweeping = False
 
-    def _give(self, channel: Channel, readers: Sequence[Reader]) -> None:
-        """Everything that waits for these readers, each in one write. This is what a delivery costs: little else is done."""
-        end, positions = channel.end, channel.positions
-        seen, data, size, served = -1, b"", -1, 0
-        for reader in readers:
-            if reader.live and reader.seen != end:
+    def _give(self, channel: Channel, readers: Sequence[Reader], first: int) -> int:
+        """Everything that waits for these readers, each in one write; up to which of them this turn lasted.
+
+        This is what a delivery costs: little else is done.
+        """
+        end, positions = channel.take(), channel.positions
+        write = os.write
+        seen, data, size, frames, served = -1, b"", -1, 0, 0
+        while True:
+            for reader in readers[first : first + READERS_PER_LOOK]:
+                if not reader.live:
+                    if reader.ahead:
+                        self._on_behind(reader)
+                    continue
                 if reader.seen != seen:
-                    self._count(channel, seen, served)
-                    served = 0
+                    if reader.seen == end:
+                        continue
                     batch = channel.after(reader.seen)
                     if batch is None:
                         self._behind(reader)
                         continue
+                    self._count(served, frames, size)
                     seen, data = reader.seen, batch[1]
-                    size = len(data)
-                taken = reader.connection.write(data)
+                    size, frames, served = len(data), len(batch[0]), 0
+                connection = reader.connection
+                fd = connection.fd
+                try:
+                    # A call less: what may go wrong here goes wrong there again.
+                    taken = write(fd, data) if fd >= 0 else connection.write(data)
+                except OSError:
+                    taken = connection.write(data)
                 if taken != size:
                     self._broke_off(channel, reader, taken)
                     continue
                 reader.seen = end
                 reader.positions = positions
                 served += 1
-                if reader.connection.full:
+                if connection.full:
                     self._behind(reader)
-            elif reader.ahead and not reader.live:
-                self._on_behind(reader)
-        self._count(channel, seen, served)
+            first += READERS_PER_LOOK
+            if first >= len(readers) or self._turns.over():
+                break
+        self._count(served, frames, size)
+        return first
 
     def _broke_off(self, channel: Channel, reader: Reader, taken: int) -> None:
         """Its socket is full: of what it did not take nothing is kept but the rest of the frame in progress."""
@@ -149,7 +164,6 @@ class FanOut:
         reader.live = False
         self._on_behind(reader)
 
-    def _count(self, channel: Channel, seen: int, served: int) -> None:
-        if served and (batch := channel.after(seen)) is not None:
-            self._deliveries += served * len(batch[0])
-            self._bytes += served * len(batch[1])
+    def _count(self, readers: int, frames: int, size: int) -> None:
+        self._deliveries += readers * frames
+        self._bytes += readers * size

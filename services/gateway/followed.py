@@ -33,6 +33,13 @@ class Followed:
         self.mending = False
         self.swept: Position | None = None
 
+    def goes_on_with(self, ready: Ready) -> bool:
+        """Whether it is the very next frame, and whole."""
+        at, to = self.position, ready.position
+        if at is None or to.n != at.n + 1 or to.epoch != at.epoch:
+            return False
+        return bool(ready.data) or ready.kind == "skipped"
+
     def readers(self) -> Iterator[Reader]:
         """All of them now: who comes or goes meanwhile does not disturb."""
         for channel in list(self.channels):

@@ -68,6 +68,9 @@ class Following:
         followed = self._followed.get(ready.feed)
         if followed is None:
             return
+        if not followed.backlog and not followed.mending and followed.goes_on_with(ready):
+            self._next(followed, ready)
+            return
         followed.backlog.append(ready)
         if len(followed.backlog) > BACKLOG_FRAMES_MAX:
             followed.backlog.popleft()  # the gap that this makes is mended like any other
@@ -115,7 +118,7 @@ class Following:
                 if ready.data == b"epoch":
                     followed.lost_epoch = max(followed.lost_epoch, ready.position.epoch)
                 self.jump(followed, ready.position)
-            elif ready.position == followed.position.next() and (ready.data or ready.kind == "skipped"):
+            elif followed.goes_on_with(ready):
                 followed.backlog.popleft()
                 self._next(followed, ready)
             else:

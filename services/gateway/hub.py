@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from services.gateway.connection import SEND_BUFFER_BYTES, Told, bytes_acknowledged
+from services.gateway.connection import NONE, SEND_BUFFER_BYTES, Told, bytes_acknowledged
 
 if TYPE_CHECKING:
     from services.gateway.reader import Reader
@@ -29,7 +29,7 @@ DISCARDED_BYTES = 4096
 LINGER_SECONDS = 0.5
 
 _AT_ONCE = struct.pack("ii", 1, 0)
-_CLOSED = -1
+_CLOSED = NONE
 
 
 class Descriptor:

@@ -5,7 +5,6 @@ Owns which positions it covers. A reader before its first frame takes the folded
 
 from collections import deque
 from collections.abc import Sequence
-from functools import cached_property
 
 from services.gateway.frames import frame, live
 from shared.position import Position
@@ -20,17 +19,22 @@ class Ready:
     `recorded_at` is the event's, in milliseconds since 1970, None where the frame does not say.
     """
 
+    __slots__ = ("_wire", "data", "feed", "kind", "position", "recorded_at")
+
     def __init__(self, feed: str, position: Position, kind: str, data: bytes, recorded_at: int | None = None) -> None:
         self.feed = feed
         self.position = position
         self.kind = kind
         self.data = data
         self.recorded_at = recorded_at
+        self._wire: bytes | None = None
 
-    @cached_property
+    @property
     def wire(self) -> bytes:
         """The bytes for every reader of this feed alone: encoded once."""
-        return self.wire_with(str(self.position))
+        if self._wire is None:
+            self._wire = self.wire_with(str(self.position))
+        return self._wire
 
     def wire_with(self, position: str) -> bytes:
         """The bytes under another id, as streams of several feeds need it."""

@@ -16,6 +16,10 @@ class Turns:
         self._announced = False
         self._next = asyncio.Event()
 
+    def over(self) -> bool:
+        """Whether whoever has the turn has to leave off."""
+        return time.monotonic() >= self._until
+
     async def take(self) -> None:
         """Goes on at once while the turn lasts, else when the loop has been round and the next one begins."""
         while (now := time.monotonic()) >= self._until:

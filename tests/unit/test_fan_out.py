@@ -1,8 +1,12 @@
 """The fan-out's parts without sockets: what of a write is kept, what a channel gives, and that turns are shared."""
 
 import asyncio
+import os
+import selectors
+import socket
 import time
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -13,11 +17,13 @@ from services.gateway import channel as channel_module
 from services.gateway import fan_out as fan_out_module
 from services.gateway import turns as turns_module
 from services.gateway.channel import Channel
+from services.gateway.connection import NONE
 from services.gateway.fan_out import FanOut
 from services.gateway.followed import Followed
 from services.gateway.frames import PING, broken_off
+from services.gateway.hub import Descriptor, Hub
 from services.gateway.reader import Reader, Wish
-from services.gateway.ring import Ready
+from services.gateway.ring import FRAMES_MAX, Ready
 from services.gateway.turns import Turns
 from shared.metrics import Metrics
 from shared.position import Position
@@ -44,17 +50,19 @@ def channel_of(*feeds: str, joined: bool) -> tuple[Channel, list[Followed]]:
     return Channel(followed, joined=joined), followed
 
 
-def next_frame(channel: Channel, followed: Followed, *, recorded_at: int | None = None) -> None:
+def next_frame(followed: Followed, *, recorded_at: int | None = None) -> Ready:
     assert followed.position is not None
     followed.position = followed.position.next()
-    data = b'{"n":%d}' % followed.position.n
-    channel.append(Ready(followed.feed, followed.position, "entry", data, recorded_at))
+    ready = Ready(followed.feed, followed.position, "entry", b'{"n":%d}' % followed.position.n, recorded_at)
+    followed.ring.append(ready)
+    return ready
 
 
 def test_readers_at_the_same_number_get_the_very_same_bytes() -> None:
     channel, (feed,) = channel_of("story", joined=False)
     for _ in range(3):
-        next_frame(channel, feed)
+        next_frame(feed)
+    assert channel.take() == 3
     first, again = channel.after(1), channel.after(1)
     assert first is not None and again is not None
     assert first[1] is again[1]
@@ -64,8 +72,10 @@ def test_readers_at_the_same_number_get_the_very_same_bytes() -> None:
 
 def test_ids_of_a_joined_channel_name_where_all_its_feeds_stand() -> None:
     channel, (a, b) = channel_of("a", "b", joined=True)
-    next_frame(channel, b)
-    next_frame(channel, a)
+    next_frame(b)
+    channel.take()
+    next_frame(a)
+    channel.take()
     batch = channel.after(0)
     assert batch is not None
     assert [wire.split(b"\n")[1] for wire in batch[0]] == [b"id: a:1-1,b:1-2", b"id: a:1-2,b:1-2"]
@@ -75,10 +85,11 @@ def test_ids_of_a_joined_channel_name_where_all_its_feeds_stand() -> None:
 
 def test_frames_that_all_readers_have_are_not_kept() -> None:
     channel, (feed,) = channel_of("story", joined=False)
-    next_frame(channel, feed, recorded_at=5)
-    next_frame(channel, feed, recorded_at=7)
-    swept_to = channel.end
-    next_frame(channel, feed, recorded_at=9)
+    next_frame(feed, recorded_at=5)
+    next_frame(feed, recorded_at=7)
+    swept_to = channel.take()
+    next_frame(feed, recorded_at=9)
+    channel.take()
     assert list(channel.swept(swept_to)) == [5, 7]
     assert channel.after(0) is None, "who stands before what is kept is behind"
     batch = channel.after(swept_to)
@@ -92,30 +103,58 @@ def test_frames_that_all_readers_have_are_not_kept() -> None:
 @pytest.mark.parametrize("bound", ["frames", "bytes"])
 def test_frames_of_a_long_sweep_are_bounded(monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
     channel, (feed,) = channel_of("story", joined=False)
-    next_frame(channel, feed)
+    next_frame(feed)
     size = len(b'{"n":2}')
     if bound == "frames":
         monkeypatch.setattr(channel_module, "FRAMES_MAX", 3)
     else:
         monkeypatch.setattr(channel_module, "BYTES_MAX", 3 * size)
     for _ in range(5):
-        next_frame(channel, feed)
+        next_frame(feed)
+    channel.take()
     assert channel.after(2) is None
     batch = channel.after(3)
     assert batch is not None and len(batch[0]) == 3
 
 
 def test_frames_before_all_feeds_are_known_are_for_nobody() -> None:
-    channel, (a, b) = channel_of("a", "b", joined=True)
+    _, (a, b) = channel_of("a", "b", joined=True)
     b.position = None
-    next_frame(channel, a)
-    assert channel.end == 0
+    channel = Channel([a, b], joined=True)
+    next_frame(a)
+    assert channel.take() == 0
+    b.position = Position(1, 5)
+    assert (channel.take(), channel.positions) == (0, (Position(1, 2), Position(1, 5)))
+    next_frame(b)
+    assert channel.take() == 1
+
+
+@pytest.mark.parametrize("lost", ["too many", "dropped", "another history"])
+def test_who_is_live_before_frames_that_the_ring_has_no_more_is_behind(lost: str) -> None:
+    channel, (a, b) = channel_of("a", "b", joined=True)
+    next_frame(a)
+    seen = channel.take()
+    next_frame(a)
+    for _ in range(FRAMES_MAX + 1 if lost == "too many" else 1):
+        next_frame(b)
+    if lost == "dropped":
+        b.ring.clear()
+    elif lost == "another history":
+        b.ring.clear()
+        b.position = Position(2, 1)
+    end = channel.take()
+    assert channel.after(seen) is None
+    assert channel.positions == (a.position, b.position)
+    batch = channel.after(end)
+    assert batch is not None and not batch[0], "who comes to where the feeds are is live"
+    assert list(channel.swept(end)) == []
 
 
 class Narrow:
     """A connection that takes `room` bytes."""
 
     def __init__(self) -> None:
+        self.fd = NONE
         self.full = False
         self.reader: Reader | None = None
         self.room = 0
@@ -167,9 +206,7 @@ class Swept:
     async def frames(self, channel: Channel, followed: Followed, count: int = 1) -> None:
         followed.channels = {channel: None}
         for _ in range(count):
-            assert followed.position is not None
-            followed.position = followed.position.next()
-            self._fan_out.frame(followed, Ready(followed.feed, followed.position, "entry", b"{}"))
+            self._fan_out.frame(followed, next_frame(followed))
         while self._sweeps:
             await self._sweeps.pop()
 
@@ -185,6 +222,37 @@ async def test_a_frame_does_not_go_out_in_the_middle_of_a_ping() -> None:
     await Swept().frames(channel, feed)
     assert connection.written == PING[:-5]
     assert not reader.live, "it is brought up when the ping has gone out"
+
+
+async def test_a_bare_descriptor_that_takes_nothing_or_is_broken_holds_up_nobody_else() -> None:
+    channel, (feed,) = channel_of("story", joined=False)
+    gone: list[Reader] = []
+    hub = Hub(on_writable=lambda reader: None, on_gone=gone.append)
+    readers: list[Reader] = []
+    peers: list[socket.socket] = []
+    for _ in range(3):
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        reader, _ = reader_of(channel)
+        reader.connection = descriptor = Descriptor(hub, ours.detach())
+        descriptor.reader = reader
+        hub._open_selector().register(descriptor.fd, selectors.EVENT_READ, descriptor)
+        readers.append(reader)
+        peers.append(theirs)
+    full, broken, well = readers
+    with suppress(BlockingIOError):
+        while os.write(full.connection.fd, b"x" * 65536):
+            pass
+    peers[1].close()
+    swept = Swept()
+    await swept.frames(channel, feed)
+    assert swept.behind == [full] and (full.seen, full.positions) == (0, (Position(1, 1),))
+    assert gone == [broken]
+    assert peers[2].recv(1000) == b'event: entry\nid: 1-2\ndata: {"n":2}\n\n'
+    assert well.live and (well.seen, well.positions) == (1, (Position(1, 2),))
+    hub.close()
+    for peer in peers:
+        peer.close()
 
 
 async def test_a_delivery_is_counted_once_where_readers_stand_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,11 +325,10 @@ async def test_many_channels_of_one_feed_are_rendered_in_turns_by_a_few_tasks() 
         on_private=lambda followed: None,
         spawn=spawned.append,
     )
-    for n in (2, 3):
-        story.position = Position(1, n)
-        fan_out.frame(story, Ready("story", story.position, "entry", b"{}"))
+    for _ in range(2):
+        fan_out.frame(story, next_frame(story))
     assert len(spawned) == fan_out_module.SWEEPS_AT_ONCE
-    assert not any(channel._batches or connection.written for channel, _, connection in channels)
+    assert not any(channel.end or connection.written for channel, _, connection in channels)
     await asyncio.gather(*spawned)
     for number, (channel, reader, connection) in enumerate(channels):
         assert connection.written.count(b"event: entry") == 2
