@@ -16,6 +16,7 @@ from services.gateway.channel import Channel
 from services.gateway.followed import Followed
 from services.gateway.reader import Reader
 from services.gateway.ring import Ready
+from services.gateway.shared_bytes import SharedBytes
 from services.gateway.turns import Turns
 from shared.metrics import Metrics
 
@@ -49,6 +50,7 @@ class FanOut:
         # Counted here, and told once a pass over a channel's readers.
         self._deliveries = 0
         self._bytes = 0
+        self._shared = SharedBytes()
 
     def frame(self, followed: Followed, ready: Ready) -> None:
         if ready.kind == "feed" and b'"visibility":"private"' in ready.data:
@@ -109,7 +111,7 @@ class FanOut:
         This is what a delivery costs: little else is done.
         """
         end, positions = channel.take(), channel.positions
-        write = os.write
+        write: Callable[[int, bytes], int] = os.write
         seen, data, size, frames, served = -1, b"", -1, 0, 0
         while True:
             for reader in readers[first : first + READERS_PER_LOOK]:
@@ -127,6 +129,8 @@ class FanOut:
                     self._count(served, frames, size)
                     seen, data = reader.seen, batch[1]
                     size, frames, served = len(data), len(batch[0]), 0
+                    held = self._shared.hold(data, sockets=len(readers) - first)
+                    write = self._shared.write if held else os.write
                 connection = reader.connection
                 fd = connection.fd
                 try:
@@ -145,6 +149,7 @@ class FanOut:
             first += READERS_PER_LOOK
             if first >= len(readers) or self._turns.over():
                 break
+        self._shared.close()
         self._count(served, frames, size)
         return first
 

@@ -24,6 +24,7 @@ from services.gateway.frames import PING, broken_off
 from services.gateway.hub import Descriptor, Hub
 from services.gateway.reader import Reader, Wish
 from services.gateway.ring import FRAMES_MAX, Ready
+from services.gateway.shared_bytes import SOCKETS_MIN
 from services.gateway.turns import Turns
 from shared.metrics import Metrics
 from shared.position import Position
@@ -252,6 +253,37 @@ async def test_a_bare_descriptor_that_takes_nothing_or_is_broken_holds_up_nobody
     assert well.live and (well.seen, well.positions) == (1, (Position(1, 2),))
     hub.close()
     for peer in peers:
+        peer.close()
+
+
+async def test_a_large_burst_goes_to_many_sockets_as_shared_bytes_and_is_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("services.gateway.shared_bytes.BYTES_MIN", 100)
+    channel, (feed,) = channel_of("story", joined=False)
+    hub = Hub(on_writable=lambda reader: None, on_gone=lambda reader: None)
+    peers: list[socket.socket] = []
+    for _ in range(SOCKETS_MIN):
+        ours, theirs = socket.socketpair()
+        reader, _ = reader_of(channel)
+        reader.connection = Descriptor(hub, ours.detach())
+        peers.append(theirs)
+    plain: list[int] = []
+    written = os.write
+
+    def write(fd: int, data: bytes) -> int:
+        if fd in {reader.connection.fd for reader in channel.readers}:
+            plain.append(fd)
+        return written(fd, data)
+
+    monkeypatch.setattr("services.gateway.fan_out.os.write", write)
+    await Swept().frames(channel, feed, 5)
+    assert not plain
+    expected = b"".join(b'event: entry\nid: 1-%d\ndata: {"n":%d}\n\n' % (n, n) for n in range(2, 7))
+    for reader, peer in zip(channel.readers, peers, strict=True):
+        assert peer.recv(10_000) == expected
+        assert reader.live and reader.seen == 5
+        os.close(reader.connection.fd)
         peer.close()
 
 
