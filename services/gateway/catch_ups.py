@@ -17,7 +17,7 @@ from services.gateway.following import Following
 from services.gateway.frames import frame, live, reset
 from services.gateway.moments import Moments, hidden
 from services.gateway.reader import MALFORMED, Reader, Wish
-from services.gateway.reads import Page
+from services.gateway.reads import Moment, Page
 from services.gateway.ring import Ready
 from services.gateway.snapshots import Snapshots
 from services.gateway.turns import Turns
@@ -62,6 +62,21 @@ class CatchUps:
         self._waiting: deque[Reader] = deque()
         self._at_work = 0
 
+    def begin(self, reader: Reader) -> None:
+        """Bring up a reader that has just come: at once where all that it needs is at hand, else when its turn comes."""
+        try:
+            while reader.takes and reader.wish is not None and self._begin_at_hand(reader, reader.wish):
+                pass
+            if reader.takes and reader.wish is None and self._behind_in(reader) is None:
+                self._stand(reader)
+                return
+        except Exception as error:
+            self._failed(reader, error)
+            return
+        if reader.lead:
+            reader.send(b"")
+        self.add(reader)
+
     def add(self, reader: Reader) -> None:
         """Bring the reader up to its channel; does nothing while its socket is full, which tells when it is not."""
         if reader.queued or reader.live or not reader.takes:
@@ -101,26 +116,52 @@ class CatchUps:
                         asyncio.get_running_loop().call_later(LOOK_AGAIN_SECONDS, self.add, reader)
                         return
                 else:
-                    # Come by a difference to where the frames are not yet, it waits for them.
-                    reader.ahead = reader.positions != reader.channel.positions
-                    if not reader.ahead:
-                        reader.seen = reader.channel.end
-                        reader.live = True
+                    self._stand(reader)
                     return
-        except FeedNotFound:
+        except Exception as error:
+            self._failed(reader, error)
+
+    def _stand(self, reader: Reader) -> None:
+        """It has all that the frames have brought. Come by a difference to where they are not yet, it waits for them."""
+        reader.ahead = reader.positions != reader.channel.positions
+        if not reader.ahead:
+            reader.seen = reader.channel.end
+            reader.live = True
+
+    def _failed(self, reader: Reader, error: Exception) -> None:
+        """A reader that is neither live nor ended would get pings and nothing else, for ever."""
+        if isinstance(error, FeedNotFound):
             self._on_end(reader, "expired")
-        except (Unavailable, StalePosition) as error:
-            log.info("reader_not_brought_up", feeds=reader.feeds, error=repr(error))
-            self._on_end(reader, "unavailable")
-        except Corrupted as error:
+            return
+        if isinstance(error, Corrupted):
             self._on_corruption(error)
-            self._on_end(reader, "unavailable")
-        except Exception:
-            # A reader that is neither live nor ended would get pings and nothing else, for ever.
-            log.exception("reader_not_brought_up", feeds=reader.feeds)
-            self._on_end(reader, "unavailable")
+        elif isinstance(error, Unavailable | StalePosition):
+            log.info("reader_not_brought_up", feeds=reader.feeds, error=repr(error))
+        else:
+            log.error("reader_not_brought_up", feeds=reader.feeds, exc_info=error)
+        self._on_end(reader, "unavailable")
 
     # Beginning
+
+    def _begin_at_hand(self, reader: Reader, wish: Wish) -> bool:
+        """As `_begin_next` without waiting for anything; False where it has to: for a read, or for a turn with a page."""
+        i = reader.begun
+        feed, last = reader.feeds[i], wish.lasts[i]
+        if isinstance(last, Position):
+            difference = self._differences.at_hand(feed, last)
+            if difference is None or hidden(difference.moment, sees_private=reader.sees_private):
+                return False
+            if self._reason_against(difference, last, wish) is not None:
+                return False
+            self._begin_after(reader, i, difference)
+        elif last is None and wish.snapshot is None and wish.min_positions[i] is None:
+            moment = self._moments.at_hand(feed, sees_private=reader.sees_private)
+            if moment is None:
+                return False
+            self._begin_now(reader, i, moment)
+        else:
+            return False
+        return True
 
     async def _begin_next(self, reader: Reader, wish: Wish) -> None:
         """Say of the next feed where the reader stands: after its position, after a snapshot, or from now on."""
@@ -133,34 +174,51 @@ class CatchUps:
         elif wish.snapshot is not None:
             await self._begin_anew(reader, wish, i, None)
         else:
-            feed = reader.feeds[i]
-            moment = await self._moments.of(feed, at_least=wish.min_positions[i], sees_private=reader.sees_private)
+            moment = await self._moments.of(
+                reader.feeds[i], at_least=wish.min_positions[i], sees_private=reader.sees_private
+            )
             if reader.takes:
-                reader.begun += 1
-                self._following.begin(feed, moment.checkpoint)
-                reader.move(i, moment.checkpoint)
-                reader.send(live(feed, position=reader.id_at(i, moment.checkpoint)))
-        if reader.begun == len(reader.feeds):
-            reader.wish = None
+                self._begin_now(reader, i, moment)
 
     async def _resume(self, reader: Reader, wish: Wish, i: int, last: Position) -> None:
         difference = self._visible(reader, i, await self._differences.since(reader.feeds[i], last))
+        reason = self._reason_against(difference, last, wish)
+        if reason is not None:
+            await self._begin_anew(reader, wish, i, reason)
+        elif reader.takes:
+            self._begin_after(reader, i, difference)
+
+    def _reason_against(self, difference: Folded, last: Position, wish: Wish) -> str | None:
+        """Why one who holds what there was at `last` has to forget it."""
         moment = difference.moment
         if last.epoch < moment.head.epoch:
-            await self._begin_anew(reader, wish, i, moment.reason_for(last.epoch))
-        elif last > moment.head:
-            await self._begin_anew(reader, wish, i, "position")
-        elif wish.catch_up is not None and difference.changed > wish.catch_up:
-            await self._begin_anew(reader, wish, i, "behind")
-        elif reader.takes:
-            reader.begun += 1
-            self._send_difference(reader, i, difference)
+            return moment.reason_for(last.epoch)
+        if last > moment.head:
+            return "position"
+        return "behind" if wish.catch_up is not None and difference.changed > wish.catch_up else None
 
     async def _begin_anew(self, reader: Reader, wish: Wish, i: int, reason: str | None) -> None:
         page = await self._page(reader, i, wish.min_positions[i])
         if reader.takes:
-            reader.begun += 1
+            self._begun(reader)
             self._send_page(reader, i, page, reason=reason)
+
+    def _begin_after(self, reader: Reader, i: int, difference: Folded) -> None:
+        self._begun(reader)
+        self._send_difference(reader, i, difference)
+
+    def _begin_now(self, reader: Reader, i: int, moment: Moment) -> None:
+        feed, position = reader.feeds[i], moment.checkpoint
+        self._begun(reader)
+        self._following.begin(feed, position)
+        reader.move(i, position)
+        reader.send(live(feed, position=reader.id_at(i, position)))
+
+    def _begun(self, reader: Reader) -> None:
+        """One more of its feeds has begun."""
+        reader.begun += 1
+        if reader.begun == len(reader.feeds):
+            reader.wish = None
 
     # Going on
 

@@ -75,6 +75,11 @@ class Differences:
         self._reads = reads
         self._kept = kept
 
+    def at_hand(self, feed: str, position: Position) -> Folded | None:
+        """As `since` without waiting for anything; None where it has to be read."""
+        found: Folded | None = self._kept.find(feed, _key(position, DIFFERENCE_DOCUMENTS_MAX), at_least=position)
+        return found
+
     async def since(
         self, feed: str, position: Position, *, documents_max: int = DIFFERENCE_DOCUMENTS_MAX
     ) -> Folded | None:
@@ -86,4 +91,8 @@ class Differences:
             return None if difference is None else Folded(feed, position, difference)
 
         # One who stands ahead of what is kept may know of what is in the log and not folded yet.
-        return await self._kept.read(feed, ("difference", position, documents_max), read, at_least=position)
+        return await self._kept.read(feed, _key(position, documents_max), read, at_least=position)
+
+
+def _key(position: Position, documents_max: int) -> Hashable:
+    return "difference", position, documents_max

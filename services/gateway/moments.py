@@ -23,6 +23,11 @@ class Moments:
         self._kept = kept
         self._arrivals = arrivals
 
+    def at_hand(self, feed: str, *, sees_private: bool, known: Position | None = None) -> Moment | None:
+        """As `of` without waiting for anything; None where it has to be read, or where there is none to see."""
+        kept: Found | None = self._kept.find(feed, DOCUMENT, at_least=known)
+        return None if kept is None or hidden(kept.moment, sees_private=sees_private) else kept.moment
+
     async def of(
         self, feed: str, *, at_least: Position | None, sees_private: bool, known: Position | None = None
     ) -> Moment:
@@ -34,9 +39,9 @@ class Moments:
 
         if at_least is None:
             # What most are answered from, without a wait.
-            kept: Found | None = self._kept.find(feed, DOCUMENT, at_least=known)
-            if kept is not None and not hidden(kept.moment, sees_private=sees_private):
-                return kept.moment
+            moment = self.at_hand(feed, sees_private=sees_private, known=known)
+            if moment is not None:
+                return moment
 
         async def read() -> Found | None:
             found = await self._kept.read(

@@ -44,6 +44,7 @@ class Reader:
     It is `live` when it has all that its channel has brought, up to frame number `seen`; `ahead` when it came by a difference
     to where the channel's frames have not come yet. `folding` are the feeds in the middle of a folded difference: they are
     owed its end and a `live`. `ending` is the reason of its goodbye. After a reset it gets `snapshot` entries in its `order`.
+    `lead` goes out in front of its first words, in one write with them.
     """
 
     __slots__ = (
@@ -54,6 +55,7 @@ class Reader:
         "connection",
         "ending",
         "folding",
+        "lead",
         "live",
         "order",
         "positions",
@@ -66,12 +68,15 @@ class Reader:
         "wish",
     )
 
-    def __init__(self, channel: "Channel", connection: Connection, wish: Wish, *, snapshot: int) -> None:
+    def __init__(
+        self, channel: "Channel", connection: Connection, wish: Wish, *, snapshot: int, lead: bytes = b""
+    ) -> None:
         self.channel = channel
         self.connection = connection
         self.sees_private = wish.sees_private
         self.order = wish.order
         self.snapshot = snapshot
+        self.lead = lead
         # Until all feeds have begun; `begun` is how many have.
         self.wish: Wish | None = wish
         self.begun = 0
@@ -106,18 +111,23 @@ class Reader:
 
     def send(self, data: bytes) -> None:
         """Words that are not parted: what the socket does not take goes out as soon as it does."""
-        taken = self.connection.write(data)
-        if taken < len(data):
+        words, self.lead = self.lead + data, b""
+        taken = self.connection.write(words)
+        if taken < len(words):
             # A socket may take a frame again before it tells that it does: into the middle of these words.
             self.live = False
-            self.connection.finish(memoryview(data)[taken:])
+            self.connection.finish(memoryview(words)[taken:])
 
     def send_frames(self, wires: Sequence[bytes], data: bytes) -> int:
         """Send `wires`, joined as `data`; gives how many are on their way.
 
         Of those that the socket did not take nothing is kept but the rest of one that it took in part.
         """
-        taken = self.connection.write(data)
+        lead, self.lead = self.lead, b""
+        taken = self.connection.write(lead + data) - len(lead)
+        if taken < 0:
+            self.connection.finish(lead[taken:])
+            return 0
         return len(wires) if taken == len(data) else self.keep_rest(wires, taken)
 
     def keep_rest(self, wires: Sequence[bytes], taken: int) -> int:

@@ -100,8 +100,8 @@ class Readers:
 
     # Coming and going
 
-    def join(self, connection: Connection, wish: Wish) -> None:
-        """Follow the wish's feeds from now on; its beginning is sent when its turn comes."""
+    def join(self, connection: Connection, wish: Wish, *, lead: bytes = b"") -> None:
+        """Follow the wish's feeds from now on; what it is told first comes behind `lead`."""
         key = (wish.feeds, wish.joined)
         channel = self._channels.get(key)
         if channel is None:
@@ -109,7 +109,7 @@ class Readers:
             self._channels[key] = channel
             for feed in wish.feeds:
                 self.following.of(feed).channels[channel] = None
-        reader = Reader(channel, connection, wish, snapshot=wish.snapshot or SNAPSHOT_DEFAULT)
+        reader = Reader(channel, connection, wish, snapshot=wish.snapshot or SNAPSHOT_DEFAULT, lead=lead)
         channel.readers[reader] = None
         self._last_slot = reader.slot = (self._last_slot + 1) % PING_SECONDS
         self._wheel[reader.slot][reader] = None
@@ -121,7 +121,7 @@ class Readers:
         if self.draining:
             self.end(reader, "draining")
         else:
-            self._catch_ups.add(reader)
+            self._catch_ups.begin(reader)
 
     def on_writable(self, reader: Reader) -> None:
         self._catch_ups.add(reader)
