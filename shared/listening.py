@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 from aiohttp import web
 
+from shared.accepting import Accepting, Offer
 from shared.errors import Misconfigured
 
 log = structlog.get_logger()
@@ -62,11 +63,13 @@ async def listen(
     drain: Callable[[], Awaitable[None]] | None,
     drain_seconds: float,
     on_listening: Callable[[str], Awaitable[None]],
+    offer: Offer | None = None,
 ) -> None:
     """Serve `app` until cancelled or a handler fails for good; then stop accepting, drain, and close.
 
     `drain` ends what would not end by itself, requests under way are finished, within `drain_seconds`.
     `on_listening` is called with the address that was bound, once it accepts. `shares_port`: with other processes (`ports`).
+    Each connection is an `offer` first, and aiohttp's where that does not take it.
     """
     app[FATAL] = asyncio.get_running_loop().create_future()
     under_way = UnderWay()
@@ -79,11 +82,14 @@ async def listen(
     server.request_handler = app[EDGE](server.request_handler, under_way)
     try:
         site, url = await bind(runner, host=host, port=port, shares_port=shares_port)
+        accepting = Accepting(_server_of(site), server, offer) if offer is not None else None
         try:
             await on_listening(url)
             await app[FATAL]
         finally:
             under_way.draining = True
+            if accepting is not None:
+                accepting.close()
             await site.stop()
             try:
                 async with asyncio.timeout(drain_seconds):
@@ -112,8 +118,13 @@ async def bind(runner: web.AppRunner, *, host: str, port: int, shares_port: bool
 
 def _lengthen_queues(site: web.TCPSite) -> None:
     """Let the kernel hold the crowd that comes back at once: turned away, a client waits a second before it tries again."""
+    for listening in _server_of(site).sockets:
+        with socket.socket(fileno=os.dup(listening.fileno())) as same:
+            same.listen(WAITING_CONNECTIONS_MAX)
+
+
+def _server_of(site: web.TCPSite) -> asyncio.Server:
     server = site._server
-    if isinstance(server, asyncio.Server):
-        for listening in server.sockets:
-            with socket.socket(fileno=os.dup(listening.fileno())) as same:
-                same.listen(WAITING_CONNECTIONS_MAX)
+    if not isinstance(server, asyncio.Server):
+        raise RuntimeError("a site that has started has a server")  # noqa: TRY004
+    return server

@@ -55,6 +55,7 @@ async def serve(
                     drain=gateway.drain,
                     drain_seconds=config.drain_seconds,
                     on_listening=on_listening,
+                    offer=gateway.offered,
                 )
             finally:
                 for task in behind:

@@ -154,15 +154,32 @@ class Hub:
             descriptor = Descriptor(self, os.dup(sock.fileno()))
         except OSError:
             return None  # no descriptor is free, and the transport has one already
+        if not self._register(descriptor, sock):
+            os.close(descriptor.fd)
+            return None
+        # Closes aiohttp's own descriptor of the connection, and with it all that it keeps of it.
+        transport.abort()
+        return descriptor
+
+    def adopt(self, sock: socket.socket, *, read_bytes: int) -> Descriptor | None:
+        """Take a connection that nobody has, with so many bytes of its input as read; None where it stays the caller's."""
+        if not self._works():
+            return None
+        descriptor = Descriptor(self, sock.fileno())
+        if not self._register(descriptor, sock):
+            return None
+        with suppress(OSError):  # reset meanwhile, which the first write tells as well
+            sock.recv(read_bytes)
+        sock.detach()
+        return descriptor
+
+    def _register(self, descriptor: Descriptor, sock: socket.socket) -> bool:
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
             self._open_selector().register(descriptor.fd, selectors.EVENT_READ, descriptor)
         except OSError:
-            os.close(descriptor.fd)
-            return None  # a user may have only so many descriptors in selectors
-        # Closes aiohttp's own descriptor of the connection, and with it all that it keeps of it.
-        transport.abort()
-        return descriptor
+            return False  # a user may have only so many descriptors in selectors
+        return True
 
     def watch(self, descriptor: Descriptor, *, writable: bool) -> None:
         events = selectors.EVENT_READ | selectors.EVENT_WRITE if writable else selectors.EVENT_READ

@@ -72,11 +72,13 @@ class Gateway:
         )
         pages = Pages(reads, kept, listing, arrivals, tokens, past_pages)
         self.at_hand = pages.at_hand
+        streams = Streams(moments, self._readers, tokens)
+        self.offered = streams.door.offered
         self.routes: list[web.RouteDef] = routes(
             pages,
             past_pages,
             Events(log_, reads, arrivals, tokens),
-            Streams(moments, self._readers, tokens),
+            streams,
             LivePage(reads, listing, tokens),
         )
         self.checks: Mapping[str, Check] = {"gateway": self._check}
@@ -155,6 +157,7 @@ async def run(config: Config, stop: asyncio.Event, worker: Worker | None = None)
                     drain=gateway.drain,
                     drain_seconds=config.drain_seconds,
                     on_listening=listening,
+                    offer=gateway.offered,
                 ),
             )
     finally:

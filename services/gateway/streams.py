@@ -12,13 +12,14 @@ from aiohttp import hdrs, web
 
 from services.gateway import params
 from services.gateway.connection import TransportConnection
+from services.gateway.door import Door
 from services.gateway.frames import bye, retry
 from services.gateway.moments import Moments
 from services.gateway.reader import MALFORMED, Wish
 from services.gateway.readers import Readers
 from shared.documents import is_feed_id
 from shared.errors import StalePosition, Unavailable
-from shared.http import cors
+from shared.http import PUBLIC_READ, cors
 from shared.position import Position
 from shared.tokens import Tokens
 
@@ -57,6 +58,13 @@ class Streams:
         self._readers = readers
         self._tokens = tokens
         self._wishes: dict[tuple[str, str | None, bool], Wish] = {}
+        # What it answers is what `_serve` does, of a GET without a token.
+        self.door = Door(
+            moments,
+            readers,
+            known=lambda path, last: self._wishes.get((path, last, False)),
+            headers={**HEADERS, **PUBLIC_READ},
+        )
 
     async def of_feed(self, request: web.Request) -> web.StreamResponse:
         return await self._serve(request, self._wish(request))

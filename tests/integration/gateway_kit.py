@@ -322,6 +322,7 @@ async def running_gateway(
                 drain=gateway.drain,
                 drain_seconds=drain_seconds,
                 on_listening=listening,
+                offer=gateway.offered,
             ),
         )
     )

@@ -26,6 +26,7 @@ VOCABULARY = {
     "write_side",
 }
 EDGES = {
+    "accepting",
     "append",
     "archive.archives",
     "archive.archiving",

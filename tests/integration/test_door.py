@@ -1,0 +1,246 @@
+"""The door and what accepts before it: a crowd is let in as the first of it was, and nobody else is."""
+
+import asyncio
+import errno
+import re
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import pytest
+
+from services.gateway.door import _request
+from services.gateway.hub import Descriptor, Hub
+from services.gateway.reader import Reader, Wish
+from shared import accepting
+from shared.accepting import Accepting, Offer
+from shared.keys import Keys
+from shared.redis import Redis
+from tests.integration.conftest import RunningServer
+from tests.integration.gateway_kit import SIGNED, Newsroom, Running, eventually, on_one_server, running_gateway
+
+pytestmark = on_one_server
+
+FEED = "story"
+STREAM = f"/v1/feeds/{FEED}/stream"
+
+
+@pytest.fixture
+def newsroom(redis: Redis, keys: Keys) -> Newsroom:
+    return Newsroom(redis, keys)
+
+
+@pytest.fixture
+async def gateway(server: RunningServer, keys: Keys) -> AsyncIterator[Running]:
+    async with running_gateway(server.url, keys) as running:
+        yield running
+        await running.at_rest()
+
+
+@pytest.fixture
+def let_in(monkeypatch: pytest.MonkeyPatch) -> list[Descriptor]:
+    """Who came by the door."""
+    descriptors: list[Descriptor] = []
+    adopt = Hub.adopt
+
+    def adopted(hub: Hub, sock: socket.socket, *, read_bytes: int) -> Descriptor | None:
+        descriptor = adopt(hub, sock, read_bytes=read_bytes)
+        if descriptor is not None:
+            descriptors.append(descriptor)
+        return descriptor
+
+    monkeypatch.setattr(Hub, "adopt", adopted)
+    return descriptors
+
+
+def asking(target: str, *lines: str, version: str = "1.1") -> bytes:
+    return "\r\n".join([f"GET {target} HTTP/{version}", "Host: x", *lines, "", ""]).encode()
+
+
+async def first_words(port: int, request: bytes) -> tuple[bytes, bytes, asyncio.StreamWriter]:
+    """Of the answer its head and what came up to a `live`, without what is of its second or by chance."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    head = await reader.readuntil(b"\r\n\r\n")
+    words = await reader.readuntil(b"event: live\n") + await reader.readuntil(b"\n\n")
+    head = re.sub(rb"date: [^\r]+", b"date:", head.lower())
+    return b"\n".join(sorted(head.split(b"\r\n"))), re.sub(rb"retry: \d+", b"retry:", words), writer
+
+
+@pytest.mark.parametrize(
+    ("target", "lines"),
+    [
+        (STREAM, ()),
+        (STREAM, ("Last-Event-ID: 1-1",)),
+        (f"{STREAM}?last_event_id=1-2", ()),
+        (f"{STREAM}?last_event_id=9-9&snapshot=1", ()),
+        (f"/v1/stream?feed={FEED}&feed=other", (f"Last-Event-ID: {FEED}:1-1",)),
+    ],
+    ids=["as new", "by the header", "by the parameter", "with a reset", "of several feeds"],
+)
+async def test_the_second_who_asks_alike_gets_the_very_answer_of_the_first(
+    newsroom: Newsroom, gateway: Running, let_in: list[Descriptor], target: str, lines: tuple[str, ...]
+) -> None:
+    await newsroom.story(FEED, 1)
+    await newsroom.story("other")
+    *first, first_writer = await first_words(gateway.port, asking(target, *lines))
+    assert not let_in
+    *second, second_writer = await first_words(gateway.port, asking(target, *lines))
+    assert first == second
+    # One who is ahead of the log is looked up each time.
+    assert len(let_in) == ("9-9" not in target)
+    await eventually(lambda: len([reader for reader in gateway.readers if reader.live]) == 2)
+    first_writer.close()
+    second_writer.close()
+
+
+async def test_one_who_is_let_in_has_its_first_words_in_one_write_and_then_every_frame(
+    newsroom: Newsroom, gateway: Running, let_in: list[Descriptor]
+) -> None:
+    await newsroom.story(FEED, 1)
+    request = asking(STREAM, "Last-Event-ID: 1-1")
+    *_, first = await first_words(gateway.port, request)
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(request)
+    words = await reader.read(65_536)
+    assert words.startswith(b"HTTP/1.1 200 OK\r\n") and words.endswith(b'data: {"feed":"story"}\n\n')
+    assert words.count(b"\nid: 1-2\n") == 2
+    assert not gateway.tasks()
+    await newsroom.say(FEED, "e2")
+    assert b"id: 1-3\n" in await reader.readuntil(b"}\n\n")
+    assert len(let_in) == 1
+    first.close()
+    writer.close()
+
+
+async def test_who_may_not_see_the_feed_any_more_is_not_let_in(
+    newsroom: Newsroom, gateway: Running, let_in: list[Descriptor]
+) -> None:
+    await newsroom.story(FEED, 1)
+    *_, writer = await first_words(gateway.port, asking(STREAM))
+    writer.close()
+    await newsroom.revise(FEED, visibility="private")
+    await newsroom.commit_all(FEED)
+    async with await gateway.stream(STREAM, headers=SIGNED) as stream:
+        # What is kept of the feed is now what its readers with a token get.
+        await stream.until("live")
+        assert (await gateway.get(STREAM)).status == 404
+    assert not let_in
+
+
+PLAIN = asking(STREAM)
+
+
+@pytest.mark.parametrize(
+    "here",
+    [
+        asking(STREAM, version="1.0"),
+        asking(STREAM, "Authorization: Bearer x"),
+        asking(STREAM, "Expect: 100-continue"),
+        asking(STREAM, "Connection: Upgrade", "Upgrade: websocket"),
+        asking(STREAM, "Content-Length: 3"),
+        asking(STREAM, "Content-Length: 3") + b"abc",
+        asking(STREAM, "Transfer-Encoding: chunked", "Content-Encoding: gzip") + b"3\r\nabc\r\n0\r\n\r\n",
+        PLAIN.replace(b"GET", b"HEAD"),
+        PLAIN[:-2],
+        PLAIN + PLAIN,
+        PLAIN + b"\x00\xff garbage",
+        PLAIN.replace(b"Host: x\r\n", b""),
+        b"GET \xff",
+    ],
+)
+async def test_a_request_that_is_more_or_less_than_a_plain_one_goes_the_long_way(here: bytes) -> None:
+    assert _request(PLAIN) is not None
+    assert _request(here) is None
+
+
+async def test_what_goes_out_before_the_first_words_is_kept_whole_where_the_socket_is_full() -> None:
+    room = 3
+    rest: list[bytes] = []
+    connection: Any = type(
+        "Full", (), {"write": lambda _, data: room, "finish": lambda _, data: rest.append(bytes(data))}
+    )()
+    wish = Wish(("f",), False, (None,), None, "newest", None, (None,), False)
+    reader = Reader(cast("Any", None), connection, wish, snapshot=1, lead=b"head")
+    assert reader.send_frames([b"one", b"two"], b"onetwo") == 0
+    room = 2
+    assert reader.send_frames([b"one", b"two"], b"onetwo") == 1
+    assert rest == [b"d", b"e"]
+
+
+# Accepting
+
+
+@asynccontextmanager
+async def accepting_for(offer: Offer) -> AsyncIterator[Callable[[bytes], Awaitable[bytes]]]:
+    """A server that answers `long way` to what is not taken; yields how to send it something and read all of its answer."""
+    loop = asyncio.get_running_loop()
+
+    class Answering(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = cast("asyncio.Transport", transport)
+
+        def data_received(self, data: bytes) -> None:
+            self.transport.write(b"long way")
+            self.transport.close()
+
+    server = await loop.create_server(Answering, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    accepts = Accepting(server, Answering, offer)
+
+    async def ask(data: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(data)
+        async with asyncio.timeout(10):
+            answer = await reader.read()
+        writer.close()
+        return answer
+
+    try:
+        yield ask
+    finally:
+        accepts.close()
+        server.close()
+        with pytest.raises(ConnectionRefusedError):
+            await ask(b"a")
+
+
+async def test_a_connection_is_its_takers_or_goes_the_long_way_with_all_that_it_sent() -> None:
+    def offer(sock: socket.socket, here: bytes) -> bool:
+        if here == b"broken":
+            raise RuntimeError("a bug")
+        if here != b"taken":
+            return False
+        with sock:
+            sock.recv(len(here))
+            sock.sendall(b"at once")
+        return True
+
+    async with accepting_for(offer) as ask:
+        assert await ask(b"other") == b"long way"
+        assert await ask(b"taken") == b"at once"
+        with pytest.raises(ConnectionResetError):
+            await ask(b"broken")
+        assert await ask(b"other") == b"long way"
+
+
+async def test_where_there_is_no_room_for_a_connection_it_waits_a_while_and_is_accepted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(accepting, "NO_ROOM_SECONDS", 0.1)
+    accept = socket.socket.accept
+    refused = 0
+
+    def no_room_at_first(listening: socket.socket) -> Any:
+        nonlocal refused
+        refused += 1
+        if refused <= 2:
+            raise OSError(errno.EMFILE, "too many open files")
+        return accept(listening)
+
+    monkeypatch.setattr(socket.socket, "accept", no_room_at_first)
+    began = asyncio.get_running_loop().time()
+    async with accepting_for(lambda sock, here: False) as ask:
+        assert await ask(b"other") == b"long way"
+    assert asyncio.get_running_loop().time() - began >= 0.2
