@@ -180,13 +180,14 @@ class Kept:
         # Whoever still waits gets the error; nobody may be left to.
         if not reading.task.cancelled() and reading.task.exception() is None:
             value = reading.task.result()
-        if self._feeds.get(feed) is not held:
-            return  # forgotten since it began
         if value is not None:
             moment = value.moment
+            # Whoever waited knows of this moment now, even if it is not kept.
             self.saw(feed, moment.checkpoint, moment.generation, as_of=reading.began)
-            if held.at == (moment.checkpoint, moment.generation):
-                self._keep(feed, held, key, value)
+        if self._feeds.get(feed) is not held:
+            return  # forgotten since it began
+        if value is not None and held.at == (value.moment.checkpoint, value.moment.generation):
+            self._keep(feed, held, key, value)
         self._tidy(feed, held)
 
     # Keeping
