@@ -193,8 +193,10 @@ class Hub:
         self._open_selector().unregister(fd)
         with suppress(OSError):  # the peer's reset, told once more
             os.close(fd)
-        if descriptor.reader is not None:
-            self._on_gone(descriptor.reader)
+        # Parted, both are freed at once: a crowd that leaves would wait for the collector.
+        reader, descriptor.reader = descriptor.reader, None
+        if reader is not None:
+            self._on_gone(reader)
 
     def linger(self, descriptor: Descriptor) -> None:
         """Wait a little for the peer's end: closed before, input that still comes is answered by a reset, which can take

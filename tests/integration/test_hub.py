@@ -257,6 +257,7 @@ async def test_a_closed_connection_ends_after_its_last_words_and_is_released_whe
     assert received == len(data), "the end comes after all of it"
     assert not pair.writable
     await eventually(lambda: pair.gone == [pair.reader])
+    assert descriptor.reader is None
     peer.close()
 
 
