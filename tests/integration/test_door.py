@@ -13,12 +13,22 @@ import pytest
 from services.gateway.door import _request
 from services.gateway.hub import Descriptor, Hub
 from services.gateway.reader import Reader, Wish
+from services.gateway.reads import DIFFERENCE_DOCUMENTS_MAX
 from shared import accepting
 from shared.accepting import Accepting, Offer
 from shared.keys import Keys
+from shared.position import Position
 from shared.redis import Redis
 from tests.integration.conftest import RunningServer
-from tests.integration.gateway_kit import SIGNED, Newsroom, Running, eventually, on_one_server, running_gateway
+from tests.integration.gateway_kit import (
+    PATIENCE_SECONDS,
+    SIGNED,
+    Newsroom,
+    Running,
+    eventually,
+    on_one_server,
+    running_gateway,
+)
 
 pytestmark = on_one_server
 
@@ -60,10 +70,11 @@ def asking(target: str, *lines: str, version: str = "1.1") -> bytes:
 
 async def first_words(port: int, request: bytes) -> tuple[bytes, bytes, asyncio.StreamWriter]:
     """Of the answer its head and what came up to a `live`, without what is of its second or by chance."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
     writer.write(request)
-    head = await reader.readuntil(b"\r\n\r\n")
-    words = await reader.readuntil(b"event: live\n") + await reader.readuntil(b"\n\n")
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        head = await reader.readuntil(b"\r\n\r\n")
+        words = await reader.readuntil(b"event: live\n") + await reader.readuntil(b"\n\n")
     head = re.sub(rb"date: [^\r]+", b"date:", head.lower())
     return b"\n".join(sorted(head.split(b"\r\n"))), re.sub(rb"retry: \d+", b"retry:", words), writer
 
@@ -75,21 +86,33 @@ async def first_words(port: int, request: bytes) -> tuple[bytes, bytes, asyncio.
         (STREAM, ("Last-Event-ID: 1-1",)),
         (f"{STREAM}?last_event_id=1-2", ()),
         (f"{STREAM}?last_event_id=9-9&snapshot=1", ()),
+        (f"{STREAM}?min_position=1-2", ()),
+        (f"{STREAM}?last_event_id=1-1&catch_up=0", ()),
+        ("/v1/feeds/other/stream?last_event_id=1-1", ()),
         (f"/v1/stream?feed={FEED}&feed=other", (f"Last-Event-ID: {FEED}:1-1",)),
     ],
-    ids=["as new", "by the header", "by the parameter", "with a reset", "of several feeds"],
+    ids=[
+        "as new",
+        "by the header",
+        "by the parameter",
+        "ahead of the log",
+        "from a position on",
+        "too far behind",
+        "of two chunks",
+        "of several",
+    ],
 )
 async def test_the_second_who_asks_alike_gets_the_very_answer_of_the_first(
     newsroom: Newsroom, gateway: Running, let_in: list[Descriptor], target: str, lines: tuple[str, ...]
 ) -> None:
     await newsroom.story(FEED, 1)
-    await newsroom.story("other")
+    await newsroom.story("other", DIFFERENCE_DOCUMENTS_MAX + 5)
     *first, first_writer = await first_words(gateway.port, asking(target, *lines))
     assert not let_in
     *second, second_writer = await first_words(gateway.port, asking(target, *lines))
     assert first == second
-    # One who is ahead of the log is looked up each time.
-    assert len(let_in) == ("9-9" not in target)
+    # One who knows a position that may not be there yet is looked up each time.
+    assert len(let_in) == ("9-9" not in target and "min_position" not in target)
     await eventually(lambda: len([reader for reader in gateway.readers if reader.live]) == 2)
     first_writer.close()
     second_writer.close()
@@ -127,6 +150,21 @@ async def test_who_may_not_see_the_feed_any_more_is_not_let_in(
         await stream.until("live")
         assert (await gateway.get(STREAM)).status == 404
     assert not let_in
+
+
+async def test_nothing_that_is_at_hand_is_told_to_one_who_may_not_see_it(newsroom: Newsroom, gateway: Running) -> None:
+    await newsroom.story(FEED, 1, visibility="private")
+    async with await gateway.stream(f"{STREAM}?last_event_id=1-1", headers=SIGNED) as stream:
+        await stream.until("live")
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        descriptor = gateway.readers.hub.adopt(ours, read_bytes=0)
+        assert descriptor is not None
+        gateway.readers.join(descriptor, Wish((FEED,), False, (Position(1, 1),), None, "newest", None, (None,), False))
+        with theirs:
+            words = await asyncio.get_running_loop().sock_recv(theirs, 65_536)
+        assert words.startswith(b'event: bye\ndata: {"reason":"expired"')
 
 
 PLAIN = asking(STREAM)
