@@ -11,13 +11,14 @@ from shared.errors import OutcomeUnknown
 # From the weakest to the strongest.
 Durability = Literal["memory", "fsync", "replicated"]
 DURABILITIES: tuple[Durability, ...] = get_args(Durability)
+_RANKS = {durability: rank for rank, durability in enumerate(DURABILITIES)}
 
 # Under the time that a command may take: the answer says how many confirmed, late or not.
 CONFIRM_MILLISECONDS = 2_000
 
 
 def stronger(one: Durability, other: Durability) -> Durability:
-    return max(one, other, key=DURABILITIES.index)
+    return one if _RANKS[one] >= _RANKS[other] else other
 
 
 class Means(NamedTuple):

@@ -31,11 +31,16 @@ def parse_instant(text: str) -> str:
         raise ValueError("there is no such instant in the years 0001 to 9999") from None
 
 
-# All events of one append were recorded at one instant.
-@lru_cache(maxsize=16)
 def instant_of(milliseconds: int) -> str:
     """The instant `milliseconds` after 1970-01-01T00:00:00Z."""
-    return _text(_EPOCH_IN_UTC + timedelta(milliseconds=milliseconds))
+    seconds, rest = divmod(milliseconds, 1000)
+    return f"{_second(seconds)}.{rest:03}Z"
+
+
+# Events that are recorded one after the other mostly share the second.
+@lru_cache(maxsize=16)
+def _second(seconds: int) -> str:
+    return (_EPOCH_IN_UTC + timedelta(seconds=seconds)).isoformat()
 
 
 def optional_instant(milliseconds: str | int | None) -> str | None:

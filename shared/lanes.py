@@ -1,7 +1,7 @@
 """Lanes: appends on their way to the server; those that wait while one is under way go together, in the order they came in.
 
-Owns one pipeline at a time for each shard and confirmation: what goes with it, how each append gets its own answer, and what
-becomes of the others when the server is lost. What an append says, and what its answer means, is `append`'s.
+Owns one pipeline at a time, and one for each shard where a confirmation is awaited: what goes with it, how each append gets
+its own answer, and what becomes of the others when the server is lost. What an append says and is answered is `append`'s.
 """
 
 import asyncio
@@ -40,15 +40,20 @@ class _Lane(NamedTuple):
     task: asyncio.Task[None]
 
 
+# Which lane an append takes: that of all, or of one shard and what confirms it.
+_Way = tuple[int, Confirmation] | None
+
+
 class Lanes:
     """The appends of one process. A lane is there while something goes through it, and needs no timer: `exchange` has them.
 
-    Those that ask for different confirmations do not go together: who asked for less does not wait for more.
+    Feeds of all shards go together: one server runs their scripts one after the other anyway. Those that ask for different
+    confirmations do not, who asked for less does not wait for more; and to wait for one holds up its shard alone.
     """
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._lanes: dict[tuple[int, Confirmation | None], _Lane] = {}
+        self._lanes: dict[_Way, _Lane] = {}
 
     async def send(
         self, shard: int, keys: Sequence[str], args: Sequence[Arg], *, confirmation: Confirmation | None
@@ -59,12 +64,13 @@ class Lanes:
         with it, and what was sent already may still be appended.
         """
         sent = _Sent(keys, args, SCRIPT.packed(keys, args), asyncio.get_running_loop().create_future())
-        lane = self._lanes.get((shard, confirmation))
+        way = None if confirmation is None else (shard, confirmation)
+        lane = self._lanes.get(way)
         if lane is None:
             waiting = deque([sent])
             # Begins in the next turn of the loop: what else comes in this one goes along.
-            task = asyncio.get_running_loop().create_task(self._run(shard, confirmation, waiting))
-            self._lanes[shard, confirmation] = _Lane(waiting, task)
+            task = asyncio.get_running_loop().create_task(self._run(way, waiting))
+            self._lanes[way] = _Lane(waiting, task)
         else:
             lane.waiting.append(sent)
         return await sent.answer
@@ -80,7 +86,8 @@ class Lanes:
         for lane in lanes:
             _fail(lane.waiting, _not_sent())
 
-    async def _run(self, shard: int, confirmation: Confirmation | None, waiting: deque[_Sent]) -> None:
+    async def _run(self, way: _Way, waiting: deque[_Sent]) -> None:
+        confirmation = None if way is None else way[1]
         together: list[_Sent] = []
         try:
             while together := _next(waiting):
@@ -88,7 +95,7 @@ class Lanes:
         except Exception as error:
             _fail(together, error)
         finally:
-            del self._lanes[shard, confirmation]
+            del self._lanes[way]
             _fail(together, RedisConnectionError("given up before the server answered"))
             _fail(waiting, _not_sent())
 

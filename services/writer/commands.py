@@ -72,6 +72,8 @@ class UnmarkKeyEvent(Struct, frozen=True):
 
 
 FeedCommand = OpenFeed | ReviseFeed
+# Kinds are told by the type itself: an `isinstance` that says no costs as much as a whole decision.
+FEED_COMMANDS: frozenset[type] = frozenset({OpenFeed, ReviseFeed})
 ChangeCommand = CorrectEntry | RetractEntry | PinEntry | UnpinEntry | MarkKeyEvent | UnmarkKeyEvent
 EntryCommand = PublishEntry | ChangeCommand
 Command = FeedCommand | EntryCommand

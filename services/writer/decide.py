@@ -4,12 +4,13 @@ Owns the rules of the contract's Writing table. Where the state comes from and h
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from msgspec import UNSET, Struct
 
 from services.writer.commands import (
+    FEED_COMMANDS,
     ChangeCommand,
     Command,
     CorrectEntry,
@@ -19,7 +20,6 @@ from services.writer.commands import (
     PinEntry,
     PublishEntry,
     RetractEntry,
-    ReviseFeed,
     UnmarkKeyEvent,
     UnpinEntry,
 )
@@ -41,10 +41,10 @@ from shared.errors import (
 from shared.events import (
     EntryChanges,
     EntryCorrected,
+    EntryEvent,
     EntryPinned,
     EntryPublished,
     EntryUnpinned,
-    EpochRaised,
     Event,
     FeedChanges,
     FeedOpened,
@@ -57,7 +57,7 @@ from shared.events import (
 from shared.events import (
     EntryRetracted as EntryRetractedEvent,
 )
-from shared.fold import fold_entry, fold_feed
+from shared.fold import fold_entry, fold_feed, touched
 from shared.position import Position
 
 PINS_MAX = 10
@@ -87,13 +87,13 @@ class State(Struct):
 
 def decide(state: State, command: Command) -> list[Event]:
     """The events of a command, none where there is nothing to change; raises what the command is refused with."""
-    if isinstance(command, OpenFeed | ReviseFeed):
-        return _feed(state, command)
+    if type(command) in FEED_COMMANDS:
+        return _feed(state, cast("FeedCommand", command))
     if state.status is None:
         raise FeedNotFound(state.feed_id)
     if isinstance(command, PublishEntry):
         return _publish(state, command)
-    return _change(state, command)
+    return _change(state, cast("ChangeCommand", command))
 
 
 class Plan(Struct, frozen=True):
@@ -134,20 +134,20 @@ def plan(state: State, commands: Sequence[Command], *, head: Position, recorded_
 
 def evolve(state: State, event: Event, *, position: Position, recorded_at: int) -> None:
     """Bring the state up by one event that was decided on it."""
-    if isinstance(event, EpochRaised):
-        return
-    if isinstance(event, FeedOpened | FeedRevised | FeedStatusChanged):
+    entry = touched(event)
+    if entry is not None:
+        of_entry = cast("EntryEvent", event)
+        document = fold_entry(
+            state.entries.get(entry), of_entry, feed_id=state.feed_id, position=position, recorded_at=recorded_at
+        )
+        state.entries[entry] = document
+        if isinstance(document, Entry) and document.pinned:
+            state.pinned.add(entry)
+        else:
+            state.pinned.discard(entry)
+    elif isinstance(event, FeedOpened | FeedRevised | FeedStatusChanged):
         state.feed = fold_feed(state.feed, event, feed_id=state.feed_id, position=position, recorded_at=recorded_at)
         state.status = state.feed.status
-        return
-    document = fold_entry(
-        state.entries.get(event.entry), event, feed_id=state.feed_id, position=position, recorded_at=recorded_at
-    )
-    state.entries[document.id] = document
-    if isinstance(document, Entry) and document.pinned:
-        state.pinned.add(document.id)
-    else:
-        state.pinned.discard(document.id)
 
 
 def _name_command(error: Refused, path: str) -> None:

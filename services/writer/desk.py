@@ -8,6 +8,7 @@ import base64
 import hashlib
 import random
 from collections.abc import Sequence
+from time import perf_counter
 
 import msgspec
 import structlog
@@ -147,9 +148,11 @@ class Desk:
         head = self._heads.get(request.feed)
         if head is None or head.status == "closed":
             return None
-        if not all(isinstance(c, PublishEntry) and not c.chosen for c in request.commands):
-            return None
-        records: dict[str, None] = {c.entry: None for c in request.commands if isinstance(c, PublishEntry)}
+        records: dict[str, None] = {}
+        for command in request.commands:
+            if not isinstance(command, PublishEntry) or command.chosen:
+                return None
+            records[command.entry] = None
         return Looked(
             known=None,
             head=head,
@@ -168,11 +171,13 @@ class Desk:
                 del self._heads[next(iter(self._heads))]
 
     async def _append(self, request: Request, append: Append) -> Answer:
-        with self._metrics.append_seconds.time():
-            try:
-                return await self._log.append(request.feed, append, confirmation=request.confirmation)
-            except UNREACHABLE as error:
-                raise _outcome_unknown(request.feed, append.command, error) from error
+        begun = perf_counter()
+        try:
+            return await self._log.append(request.feed, append, confirmation=request.confirmation)
+        except UNREACHABLE as error:
+            raise _outcome_unknown(request.feed, append.command, error) from error
+        finally:
+            self._metrics.append_seconds.observe(perf_counter() - begun)
 
     async def confirm(self, feed: str, confirmation: Confirmation | None) -> None:
         """What stood before a request is acknowledged by it as well: OutcomeUnknown unless it is as durable as promised."""

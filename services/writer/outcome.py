@@ -3,14 +3,13 @@
 Owns what a write answers; its form over HTTP is `app`'s.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple, cast
 
-from services.writer.commands import Command, OpenFeed, Request, ReviseFeed
+from services.writer.commands import FEED_COMMANDS, Command, EntryCommand, Request
 from services.writer.decide import Plan, State, evolve
 from shared.documents import Document, Feed
 from shared.errors import FeedNotFound
-from shared.events import EntryPublished, Event, FeedOpened
+from shared.events import EntryPublished, FeedOpened
 from shared.position import Position
 
 
@@ -28,26 +27,25 @@ def outcome_of(
 ) -> Outcome:
     """Fold the events with the positions that they got; each command answers with its document after it."""
     documents: list[Document | Feed] = []
-    events = iter(enumerate(decided.events, start=position.n - len(decided.events) + 1))
-    done = 0
+    before, done = position.n - len(decided.events), 0
     for command, end in zip(request.commands, decided.ends, strict=True):
-        for n, event in _take(events, end - done):
-            evolve(state, event, position=Position(position.epoch, n), recorded_at=cast("int", recorded_at))
+        for number, event in enumerate(decided.events[done:end], start=done + 1):
+            at = Position(position.epoch, before + number)
+            evolve(state, event, position=at, recorded_at=cast("int", recorded_at))
         done = end
         documents.append(document_of(state, command))
     if not decided.events and not request.batch:
         position = Position.parse(documents[0].position)
-    created = bool(decided.events) and isinstance(decided.events[0], EntryPublished | FeedOpened)
+    created = bool(decided.events) and type(decided.events[0]) in _CREATE
     return Outcome(position, documents, created=created, replayed=False)
 
 
-def _take(events: Iterator[tuple[int, Event]], count: int) -> list[tuple[int, Event]]:
-    return [next(events) for _ in range(count)]
+_CREATE: frozenset[type] = frozenset({EntryPublished, FeedOpened})
 
 
 def document_of(state: State, command: Command) -> Document | Feed:
-    if isinstance(command, OpenFeed | ReviseFeed):
+    if type(command) in FEED_COMMANDS:
         if state.feed is None:
             raise FeedNotFound(state.feed_id)
         return state.feed
-    return state.entries[command.entry]
+    return state.entries[cast("EntryCommand", command).entry]

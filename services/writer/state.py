@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import structlog
 
-from services.writer.commands import Command, OpenFeed, PinEntry, ReviseFeed
+from services.writer.commands import FEED_COMMANDS, Command, PinEntry
 from services.writer.decide import State, evolve
 from shared.errors import CannotFold, EventQuarantined
 from shared.events import EntryPinned, EntryRedacted, EntryRetracted, EntryUnpinned, about, decode
@@ -46,10 +46,14 @@ class States:
         )
         if head is None:
             return state
-        of_feed = any(isinstance(c, OpenFeed | ReviseFeed) for c in commands)
-        pins = any(isinstance(c, PinEntry) for c in commands)
-        lagging = any(record is not None and record.position.n > checkpoint.n for record in looked.records.values())
-        if lagging or (of_feed and head.version > checkpoint.n) or (pins and head.pins > checkpoint.n):
+        kinds = {type(c) for c in commands}
+        of_feed, pins = not FEED_COMMANDS.isdisjoint(kinds), PinEntry in kinds
+        behind = head.position.n > checkpoint.n and (
+            any(record is not None and record.position.n > checkpoint.n for record in looked.records.values())
+            or (of_feed and head.version > checkpoint.n)
+            or (pins and head.pins > checkpoint.n)
+        )
+        if behind:
             async with self._catch_ups:
                 lag = self._log.read(feed, after=checkpoint, to=head.position, chunk_events=CATCH_UP_EVENTS)
                 async for entry in lag:
@@ -89,8 +93,10 @@ _OF_PINS = {EntryPinned.__name__, EntryUnpinned.__name__, EntryRetracted.__name_
 
 def _refuse_what_is_quarantined(state: State, looked: Looked, *, of_feed: bool) -> None:
     for entry, record in looked.records.items():
+        if record is None:
+            continue
         document = state.entries.get(entry)
-        if record is not None and (document is None or document.position != str(record.position)):
+        if document is None or document.position != str(record.position):
             raise EventQuarantined(
                 f"the event of {entry!r} at {record.position} could not be folded and is in quarantine",
                 entry=entry,

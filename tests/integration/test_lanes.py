@@ -104,6 +104,18 @@ async def test_appends_of_one_moment_go_on_one_connection_in_their_order(
     assert proxy.accepted == 1
 
 
+async def test_feeds_of_all_shards_go_together_and_a_confirmation_holds_up_its_shard_alone(
+    proxy: Tapped, log: Log, redis: Redis, keys: Keys
+) -> None:
+    feeds = [FEED, next(name for n in range(1000) if Keys.shard_of(name := f"f-{n}") != Keys.shard_of(FEED))]
+    await open_feed(Log(redis, keys), feeds[1])
+    assert last(await asyncio.gather(*[log.append(feed, appending_entry("a")) for feed in feeds])) == [2, 2]
+    assert proxy.accepted == 1
+    asked = [log.append(feed, appending_entry("b"), confirmation=NO_REPLICA) for feed in feeds]
+    assert [type(answer) for answer in await asyncio.gather(*asked, return_exceptions=True)] == [OutcomeUnknown] * 2
+    assert proxy.accepted == 2
+
+
 async def test_what_comes_while_a_pipeline_is_under_way_goes_in_the_next(
     proxy: Tapped, log: Log, redis: Redis, keys: Keys
 ) -> None:

@@ -88,8 +88,15 @@ PATCHES: tuple[Patch, ...] = (
     Patch(
         "shared/lanes.py",
         "who asked for less waits for more",
-        "lane = self._lanes.get((shard, confirmation))",
+        "lane = self._lanes.get(way)",
         "lane = next(iter(self._lanes.values()), None)",
+        LANES,
+    ),
+    Patch(
+        "shared/lanes.py",
+        "a confirmation holds up every shard",
+        "else (shard, confirmation)",
+        "else (0, confirmation)",
         LANES,
     ),
     Patch(
