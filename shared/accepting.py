@@ -1,12 +1,15 @@
 """Accepting: connections from a listening socket, each offered with what it has sent so far before aiohttp has it.
 
-Owns accepting in asyncio's place, and the way to aiohttp for all that nobody takes. Who takes a connection is the offer's.
+Owns accepting in asyncio's place, and the way to aiohttp for all that nobody takes. Who takes a connection is the offer's. A
+crowd is accepted at once, since the kernel turns away whom its queue has no room for, and served in turns.
 """
 
 import asyncio
 import errno
 import os
 import socket
+import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -14,7 +17,10 @@ import structlog
 
 log = structlog.get_logger()
 
-AT_ONCE_MAX = 16
+ACCEPTED_AT_ONCE_MAX = 256
+# Of those that were accepted, in one round of the loop: so long, and so many that aiohttp has to answer.
+TURN_SECONDS = 0.005
+HANDED_OVER_MAX = 16
 # Of what has come; more than a request's head that one is known by.
 OFFERED_BYTES_MAX = 16 * 1024
 # A connection that sends nothing waits in the kernel for so long, and goes to aiohttp then.
@@ -36,6 +42,8 @@ class Accepting:
         self._build = build
         self._offer = offer
         self._listening: set[socket.socket] = set()
+        self._accepted: deque[socket.socket] = deque()
+        self._serving = False
         self._handing_over: set[asyncio.Task[object]] = set()
         for of_server in server.sockets:
             # The same queue of connections, under a number of our own.
@@ -52,22 +60,24 @@ class Accepting:
             self._resume(listening)
 
     def close(self) -> None:
-        """Accept nothing more."""
+        """Accept nothing more; those who wait for their turn are aiohttp's to send away."""
         while self._listening:
             listening = self._listening.pop()
             self._loop.remove_reader(listening)
             listening.close()
+        while self._accepted:
+            self._hand_over(self._accepted.popleft())
 
     def _resume(self, listening: socket.socket) -> None:
         if listening in self._listening:
             self._loop.add_reader(listening, self._accept, listening)
 
     def _accept(self, listening: socket.socket) -> None:
-        for _ in range(AT_ONCE_MAX):
+        for _ in range(ACCEPTED_AT_ONCE_MAX):
             try:
                 sock, _ = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
+                break
             except OSError as error:
                 if error.errno not in _NO_ROOM:
                     raise
@@ -75,12 +85,22 @@ class Accepting:
                 log.warning("no_room_for_connections", error=repr(error))
                 self._loop.remove_reader(listening)
                 self._loop.call_later(NO_ROOM_SECONDS, self._resume, listening)
-                return
+                break
             sock.setblocking(False)
+            self._accepted.append(sock)
+        if self._accepted and not self._serving:
+            self._serve()
+
+    def _serve(self) -> None:
+        until, handed_over = time.monotonic() + TURN_SECONDS, 0
+        while self._accepted and handed_over < HANDED_OVER_MAX and time.monotonic() < until:
+            sock = self._accepted.popleft()
             if not self._taken(sock):
-                task = self._loop.create_task(self._hand_over(sock))
-                self._handing_over.add(task)
-                task.add_done_callback(self._handing_over.discard)
+                self._hand_over(sock)
+                handed_over += 1
+        self._serving = bool(self._accepted)
+        if self._serving:
+            self._loop.call_soon(self._serve)
 
     def _taken(self, sock: socket.socket) -> bool:
         try:
@@ -95,6 +115,11 @@ class Accepting:
             sock.close()
             return True
 
-    async def _hand_over(self, sock: socket.socket) -> None:
+    def _hand_over(self, sock: socket.socket) -> None:
+        task = self._loop.create_task(self._connect(sock))
+        self._handing_over.add(task)
+        task.add_done_callback(self._handing_over.discard)
+
+    async def _connect(self, sock: socket.socket) -> None:
         with suppress(OSError):  # gone already
             await self._loop.connect_accepted_socket(self._build, sock)

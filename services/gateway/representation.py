@@ -15,8 +15,8 @@ from aiohttp import HttpVersion11, hdrs, web
 from multidict import CIMultiDict
 
 from services.gateway.reads import Moment
-from services.gateway.ready_answer import ReadyAnswer, http_date, ready_head
 from shared.http import PUBLIC_READ, not_modified
+from shared.ready_answer import ReadyAnswer, http_date, ready_head
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -5,12 +5,12 @@ Owns headers, bodies and answers. What a request means is `commands`', whether i
 
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import uuid_utils
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 
 from services.writer.commands import Command, MarkKeyEvent, PinEntry, Request, UnmarkKeyEvent, UnpinEntry
 from services.writer.desk import Desk
@@ -27,6 +27,7 @@ from shared.errors import (
     Malformed,
 )
 from shared.http import BATCH_BODY_BYTES_MAX, REQUEST_ID, etags, json_response, read_body, read_json
+from shared.ready_answer import ReadyAnswer, http_date, ready_head
 from shared.tokens import Tokens
 from shared.write_side import NO_FINGERPRINT
 
@@ -34,7 +35,7 @@ IDEMPOTENCY_KEY_CHARACTERS_MAX = 255
 
 _REVISION = re.compile(r"([1-9][0-9]{0,9})(\.[1-9][0-9]*-[1-9][0-9]*)?")
 
-Handler = Callable[[web.Request], Awaitable[web.Response]]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def routes(desk: Desk, imports: Imports, *, tokens: Tokens, promises: Promises) -> list[web.RouteDef]:
@@ -67,7 +68,7 @@ class _Edge:
             now_milliseconds=lambda: time.time_ns() // 1_000_000, new_entry_id=lambda: str(uuid_utils.uuid7())
         )
 
-    async def open_feed(self, request: web.Request) -> web.Response:
+    async def open_feed(self, request: web.Request) -> web.StreamResponse:
         by = self._tokens.require(request)
         _new_feed(request)
         only_open = request.headers.get(hdrs.IF_NONE_MATCH)
@@ -77,30 +78,30 @@ class _Edge:
         command = self._parser.open_feed(body, only_open=only_open is not None)
         return await self._carry_out(request, [command], by=by, body=body)
 
-    async def revise_feed(self, request: web.Request) -> web.Response:
+    async def revise_feed(self, request: web.Request) -> web.StreamResponse:
         by = self._tokens.require(request)
         body = await read_json(request)
         return await self._carry_out(request, [self._parser.revise_feed(body)], by=by, body=body)
 
-    async def publish(self, request: web.Request) -> web.Response:
+    async def publish(self, request: web.Request) -> web.StreamResponse:
         by = self._tokens.require(request)
         body = await read_json(request)
         return await self._carry_out(request, [self._parser.publish(body)], by=by, body=body)
 
-    async def correct(self, request: web.Request) -> web.Response:
+    async def correct(self, request: web.Request) -> web.StreamResponse:
         by = self._tokens.require(request)
         body = await read_json(request)
         command = self._parser.correct(body, entry=_entry(request), revisions=_revisions(request))
         return await self._carry_out(request, [command], by=by, body=body)
 
-    async def retract(self, request: web.Request) -> web.Response:
+    async def retract(self, request: web.Request) -> web.StreamResponse:
         by = self._tokens.require(request)
         body = await read_json(request, required=False)
         command = self._parser.retract(body, entry=_entry(request), revisions=_revisions(request))
         return await self._carry_out(request, [command], by=by, body=body)
 
     def flag(self, command: type[PinEntry | UnpinEntry | MarkKeyEvent | UnmarkKeyEvent]) -> Handler:
-        async def handle(request: web.Request) -> web.Response:
+        async def handle(request: web.Request) -> web.StreamResponse:
             by = self._tokens.require(request)
             body = await read_json(request, required=False)
             if body.strip() not in (b"", b"{}"):
@@ -110,12 +111,12 @@ class _Edge:
 
         return handle
 
-    async def batch(self, request: web.Request) -> web.Response:
+    async def batch(self, request: web.Request) -> web.StreamResponse:
         by = self._tokens.require(request)
         body = await read_json(request, bytes_max=BATCH_BODY_BYTES_MAX)
         return await self._carry_out(request, self._parser.batch(body), by=by, body=body, batch=True)
 
-    async def import_events(self, request: web.Request) -> web.Response:
+    async def import_events(self, request: web.Request) -> web.StreamResponse:
         """Events that another installation recorded, verbatim; the feed is there once the closing line came."""
         self._tokens.require(request)
         feed = _new_feed(request)
@@ -137,7 +138,7 @@ class _Edge:
 
     async def _carry_out(
         self, request: web.Request, commands: Sequence[Command], *, by: str, body: bytes, batch: bool = False
-    ) -> web.Response:
+    ) -> web.StreamResponse:
         feed = request.match_info["feed"]
         if not is_feed_id(feed):
             raise FeedNotFound(feed)
@@ -156,20 +157,16 @@ class _Edge:
                 confirmation=promise.confirmation,
             )
         )
-        headers = {
-            "Dateline-Position": str(outcome.position),
-            "Dateline-Durability": promise.reached,
-            hdrs.CACHE_CONTROL: "no-store",
-        }
+        headers = {"Dateline-Position": str(outcome.position), "Dateline-Durability": promise.reached}
         if outcome.replayed:
             headers["Idempotent-Replay"] = "true"
         if batch:
-            return json_response(_batch_body(outcome), headers=headers)
+            return _answer(request, _batch_body(outcome), status=200, headers=headers)
         document = outcome.documents[0]
         headers[hdrs.ETAG] = etag_of(document)
         if outcome.created:
             headers[hdrs.LOCATION] = _location(document)
-        return json_response(render(document), status=201 if outcome.created else 200, headers=headers)
+        return _answer(request, render(document), status=201 if outcome.created else 200, headers=headers)
 
     async def _promise(self, request: web.Request) -> Promise:
         return await self._promises.of(request.headers.get("Dateline-Durability"))
@@ -181,6 +178,24 @@ def _new_feed(request: web.Request) -> str:
     if not is_feed_id(feed):
         raise Invalid([FieldError("/feed", "must be 1 to 64 of a-z 0-9 -, and begin with a letter or digit")])
     return feed
+
+
+def _answer(request: web.Request, body: bytes, *, status: int, headers: dict[str, str]) -> web.StreamResponse:
+    """Ready JSON bytes; what all answers of this status have in common is ready too."""
+    if request.version != HttpVersion11:
+        return json_response(body, status=status, headers={**_COMMON, **headers})
+    response = ReadyAnswer(_HEADS[status], body)
+    headers[hdrs.CONTENT_LENGTH] = str(len(body))
+    headers[hdrs.DATE] = http_date(int(time.time()))
+    response.headers.update(headers)
+    return response
+
+
+_COMMON: Mapping[str, str] = {hdrs.CACHE_CONTROL: "no-store"}
+_HEADS = {
+    status: ready_head(status, {hdrs.CONTENT_TYPE: "application/json; charset=utf-8", **_COMMON})
+    for status in (200, 201)
+}
 
 
 def etag_of(document: Document | Feed) -> str:

@@ -456,6 +456,26 @@ async def test_every_answer_has_a_request_id_of_its_own_and_none_is_taken_from_o
     assert len(seen) == 4 and "mine" not in seen
 
 
+async def test_a_write_is_answered_on_the_wire_as_in_an_older_protocol(newsroom: Newsroom, gateway: Running) -> None:
+    """Its head is put together beforehand, but for HTTP/1.1 alone."""
+    await newsroom.story(FEED)
+    body = '{"id":"e","headline":"h"}'
+    assert (await gateway.send("POST", ENTRIES, data=body.encode())).status == 201
+    answers = []
+    for version, connection in (("1.1", "Connection: close\r\n"), ("1.0", "")):
+        answer = await raw_answer(
+            gateway,
+            f"POST {ENTRIES} HTTP/{version}\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n{connection}"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}",
+        )
+        headers = {name.lower(): value for name, value in answer.headers.items()}
+        assert headers.pop("connection", None) == ("close" if connection else None)
+        assert len(headers.pop("x-request-id")) == 36 and headers.pop("date").endswith(" GMT")
+        answers.append((answer.status, headers, answer.body))
+    assert answers[0] == answers[1]
+    assert answers[0][0] == 200 and answers[0][1].keys() >= {"etag", "cache-control", "dateline-durability", "server"}
+
+
 # Validators
 
 

@@ -51,6 +51,7 @@ EDGES = {
     "ports",
     "problems",
     "program",
+    "ready_answer",
     "redis.asking",
     "redis.connecting",
     "redis.server",
