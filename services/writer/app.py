@@ -44,9 +44,10 @@ def routes(desk: Desk, imports: Imports, *, tokens: Tokens, promises: Promises) 
     feed = "/v1/feeds/{feed}"
     entry = feed + "/entries/{entry}"
     return [
+        # Most writes are publications, and routes are tried in this order.
+        web.post(feed + "/entries", edge.publish),
         web.put(feed, edge.open_feed),
         web.patch(feed, edge.revise_feed),
-        web.post(feed + "/entries", edge.publish),
         web.patch(entry, edge.correct),
         web.delete(entry, edge.retract),
         web.put(entry + "/pin", edge.flag(PinEntry)),
