@@ -32,7 +32,7 @@ class Guards(Struct, frozen=True):
     entries: Mapping[str, Position | None] = {}
 
 
-class NewRecord(NamedTuple):
+class NewRecord(Struct, frozen=True):
     """An entry's record after the append; its position is that of the command's `event`-th event, from 1."""
 
     status: RecordStatus

@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from msgspec import Struct
+
 from shared.append import SCRIPT
 from shared.durability import Confirmation
 from shared.errors import Unavailable
@@ -26,7 +28,7 @@ class Answered(NamedTuple):
     confirmed: Any
 
 
-class _Sent(NamedTuple):
+class _Sent(Struct, frozen=True):
     """One append; its caller waits for `answer`, or went away and cancelled it."""
 
     keys: Sequence[str]

@@ -4,7 +4,6 @@ Owns their shapes. How they come out of a request is `requests`' business, wheth
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -79,7 +78,7 @@ EntryCommand = PublishEntry | ChangeCommand
 Command = FeedCommand | EntryCommand
 
 
-class Request(NamedTuple):
+class Request(Struct, frozen=True):
     """A request's commands and where they come from; `key` is the client's Idempotency-Key.
 
     `confirmation` is what must confirm that the write is as durable as promised.

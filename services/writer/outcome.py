@@ -3,7 +3,9 @@
 Owns what a write answers; its form over HTTP is `app`'s.
 """
 
-from typing import NamedTuple, cast
+from typing import cast
+
+from msgspec import Struct
 
 from services.writer.commands import FEED_COMMANDS, Command, EntryCommand, Request
 from services.writer.decide import Plan, State, evolve
@@ -13,7 +15,7 @@ from shared.events import EntryPublished, FeedOpened
 from shared.position import Position
 
 
-class Outcome(NamedTuple):
+class Outcome(Struct, frozen=True):
     """What a write answers: one document a command, and the position from which on reads show them all."""
 
     position: Position

@@ -4,7 +4,9 @@ Owns what this writer promises and what it knows of the server's means. The rule
 its confirmation in the log.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
+
+from msgspec import Struct
 
 from shared.config import Config
 from shared.durability import DURABILITIES, Confirmation, Durability, Means, confirmation, stronger
@@ -12,7 +14,7 @@ from shared.errors import Malformed, Misconfigured, Unavailable
 from shared.redis import UNREACHABLE, Redis, check_server, means_of, redis_errors
 
 
-class Promise(NamedTuple):
+class Promise(Struct, frozen=True):
     """What is reached once a request is acknowledged, and what must confirm it."""
 
     reached: Durability
