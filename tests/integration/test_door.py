@@ -282,3 +282,52 @@ async def test_where_there_is_no_room_for_a_connection_it_waits_a_while_and_is_a
     async with accepting_for(lambda sock, here: False) as ask:
         assert await ask(b"other") == b"long way"
     assert asyncio.get_running_loop().time() - began >= 0.2
+
+
+async def test_a_crowd_is_accepted_at_once_and_answered_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than a turn serves: between two turns the loop goes round, and no connection is forgotten."""
+    rounds = 0
+    in_round: list[int] = []
+
+    def offer(_: socket.socket, here: bytes) -> bool:
+        in_round.append(rounds)
+        return False
+
+    async def count() -> None:
+        nonlocal rounds
+        while True:
+            rounds += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(accepting, "TURN_SECONDS", 60.0)
+    async with accepting_for(offer) as ask:
+        counting = asyncio.create_task(count())
+        assert await asyncio.gather(*[ask(b"other") for _ in range(100)]) == [b"long way"] * 100
+        counting.cancel()
+    assert max(in_round.count(number) for number in in_round) <= accepting.HANDED_OVER_MAX
+
+
+async def test_those_who_wait_for_their_turn_when_accepting_ends_are_answered_by_aiohttp(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(accepting, "TURN_SECONDS", 0.0)
+    loop = asyncio.get_running_loop()
+    built = 0
+
+    class Counted(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            nonlocal built
+            built += 1
+            cast("asyncio.Transport", transport).abort()
+
+    server = await loop.create_server(Counted, "127.0.0.1", 0)
+    accepts = Accepting(server, Counted, lambda sock, here: True)
+    crowd = [await asyncio.open_connection(*server.sockets[0].getsockname()) for _ in range(3)]
+    for _, writer in crowd:
+        writer.write(b"here")
+    await eventually(lambda: len(accepts._accepted) == 3)
+    accepts.close()
+    await eventually(lambda: built == 3)
+    server.close()
+    for _, writer in crowd:
+        writer.close()
