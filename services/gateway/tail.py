@@ -98,6 +98,8 @@ class Tail:
                     self._cursors[stream] = entries[-1][0]
                     for _, fields in entries:
                         self._deliver(fields)
+                # Readers first: to ask again takes as long as to serve some of them.
+                await asyncio.sleep(0)
             except (Unavailable, *UNREACHABLE) as error:
                 log.warning("tail_interrupted", error=repr(error))
                 self._kept.forget_all()

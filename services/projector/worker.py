@@ -116,6 +116,8 @@ class Projector:
                     await asyncio.sleep(RENEW_SECONDS / 5)
                     continue
                 await self._listen()
+                # What was heard goes first: to ask again takes as long as to fold an event.
+                await asyncio.sleep(0)
             except UNREACHABLE as error:
                 log.warning("doorbells_not_heard", error=repr(error))
                 await asyncio.sleep(BACKOFF_SECONDS)
