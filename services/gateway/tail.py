@@ -20,7 +20,7 @@ from shared.epochs.witness import Witness
 from shared.errors import Unavailable
 from shared.keys import SHARDS, Keys
 from shared.position import Position
-from shared.redis import UNREACHABLE, Redis, read_streams
+from shared.redis import UNREACHABLE, Redis, ask, packed_command, read_streams
 
 log = structlog.get_logger()
 
@@ -55,6 +55,7 @@ class Tail:
         self._purges = purges
         self._witness = witness
         self._streams = [keys.shard(shard).frames for shard in range(SHARDS)]
+        self._last_of_each = [packed_command("XREVRANGE", stream, "+", "-", "COUNT", 1) for stream in self._streams]
         self._cursors: dict[str, str] = {}
         self._heard = float("-inf")
         self._swept = float("-inf")
@@ -130,10 +131,7 @@ class Tail:
                 self._cursors[stream] = end
 
     async def _ends(self) -> list[str]:
-        pipeline = self._redis.pipeline(transaction=False)
-        for stream in self._streams:
-            pipeline.xrevrange(stream, count=1)
-        return [last[0][0].decode() if last else "0-0" for last in await pipeline.execute()]
+        return [last[0][0].decode() if last else "0-0" for last in await ask(self._redis, self._last_of_each)]
 
     async def _sweep_often(self) -> None:
         loop = asyncio.get_running_loop()
@@ -170,14 +168,13 @@ class Tail:
     async def _checkpoints(self, feeds: list[str]) -> list[Position | None]:
         """Where the feeds' active generations stand, which what is kept of them must not be behind."""
         began = self._kept.now()
-        pipeline = self._redis.pipeline(transaction=False)
-        for feed in feeds:
-            pipeline.get(self._keys.feed(feed).active)
-        generations = [int(generation or 0) for generation in await pipeline.execute()]
-        pipeline = self._redis.pipeline(transaction=False)
-        for feed, generation in zip(feeds, generations, strict=True):
-            pipeline.hget(self._keys.feed(feed).of_generation(generation).meta, "checkpoint")
-        checkpoints = [Position.parse(raw.decode()) if raw else None for raw in await pipeline.execute()]
+        active = [packed_command("GET", self._keys.feed(feed).active) for feed in feeds]
+        generations = [int(generation or 0) for generation in await ask(self._redis, active)]
+        stands = [
+            packed_command("HGET", self._keys.feed(feed).of_generation(generation).meta, "checkpoint")
+            for feed, generation in zip(feeds, generations, strict=True)
+        ]
+        checkpoints = [Position.parse(raw.decode()) if raw else None for raw in await ask(self._redis, stands)]
         for feed, generation, checkpoint in zip(feeds, generations, checkpoints, strict=True):
             if checkpoint is not None:
                 self._kept.saw(feed, checkpoint, generation, as_of=began)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 from services.projector.release import Release
 from shared.keys import SHARDS, Keys
 from shared.members import Members
-from shared.redis import Redis, Script, run_pipeline
+from shared.redis import Call, Redis, Script, run_scripts
 
 # A dead projector's shards are free after this time; another looks every RENEW_SECONDS: together well under 5 s.
 TIME_TO_LIVE_SECONDS = 3.0
@@ -69,29 +69,25 @@ class Leases:
         return len(await self._members.alive()) + 1
 
     async def _release(self, shards: Iterable[int]) -> None:
-        shards = [shard for shard in shards if shard in self.held]
-        pipeline = self._redis.pipeline(transaction=False)
-        for shard in shards:
-            _lease.queue(pipeline, (self._keys.shard(shard).lease,), (self._owner, self.held.pop(shard), 0))
-        if shards:
-            await run_pipeline(self._redis, pipeline, (_lease,))
+        held = [(shard, self.held.pop(shard)) for shard in shards if shard in self.held]
+        if held:
+            await run_scripts(self._redis, [self._call(shard, fence, 0) for shard, fence in held])
 
     async def _take(self, shards: list[int]) -> int:
         """Take or confirm; gives how many are held of those asked for."""
         if not shards:
             return 0
-        pipeline = self._redis.pipeline(transaction=False)
-        for shard in shards:
-            _lease.queue(
-                pipeline, (self._keys.shard(shard).lease,), (self._owner, self.held.get(shard, 0), _milliseconds())
-            )
-        fences = await run_pipeline(self._redis, pipeline, (_lease,))
+        calls = [self._call(shard, self.held.get(shard, 0), _milliseconds()) for shard in shards]
+        fences = await run_scripts(self._redis, calls)
         for shard, fence in zip(shards, fences, strict=True):
             if fence:
                 self.held[shard] = fence
             else:
                 self.held.pop(shard, None)
         return sum(bool(fence) for fence in fences)
+
+    def _call(self, shard: int, fence: int, milliseconds: int) -> Call:
+        return _lease, (self._keys.shard(shard).lease,), (self._owner, fence, milliseconds)
 
 
 def fair_share(projectors: int) -> int:

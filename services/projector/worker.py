@@ -20,7 +20,7 @@ from shared.errors import NewerLog, Unavailable
 from shared.keys import Keys
 from shared.metrics import Metrics
 from shared.ndjson import StreamEntry
-from shared.redis import UNREACHABLE, Redis, read_streams, run_pipeline
+from shared.redis import UNREACHABLE, Redis, ask, packed_command, read_streams
 
 log = structlog.get_logger()
 
@@ -153,13 +153,12 @@ class Projector:
     async def _sweep(self) -> None:
         """State makes it right: every feed whose log is ahead of its checkpoint is dirty until a commit says otherwise."""
         shards = list(self._shards.values())
-        pipeline = self._redis.pipeline(transaction=False)
+        asked = []
         for shard in shards:
             keys = self._keys.shard(shard.number)
-            pipeline.xrevrange(keys.doorbell, count=1)
-            pipeline.smembers(keys.dirty)
-            pipeline.smembers(keys.builds)
-        answers = await run_pipeline(self._redis, pipeline) if shards else []
+            asked.append(packed_command("XREVRANGE", keys.doorbell, "+", "-", "COUNT", 1))
+            asked += [packed_command("SMEMBERS", key) for key in (keys.dirty, keys.builds)]
+        answers = await ask(self._redis, asked) if shards else []
         for shard, last, dirty, builds in zip(shards, answers[::3], answers[1::3], answers[2::3], strict=True):
             if self._shards.get(shard.number) is not shard:
                 continue  # lost meanwhile

@@ -97,6 +97,18 @@ async def _exchange(connection: Any, commands: Sequence[bytes]) -> list[Any]:
     return answers
 
 
+async def ask(client: Redis, commands: Sequence[bytes]) -> list[Any]:
+    """Run packed commands in one round trip; raises what the first of them that failed means."""
+    return _given(await exchange(client, commands))
+
+
+def _given(answers: list[Any]) -> list[Any]:
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+    return answers
+
+
 Call = tuple["Script", Sequence[str], Sequence[Arg]]
 
 
@@ -111,10 +123,7 @@ async def run_scripts(client: Redis, calls: Sequence[Call]) -> list[Any]:
         by_text = [calls[number][0].packed(*calls[number][1:], by_text=True) for number in unknown]
         for number, answer in zip(unknown, await exchange(client, by_text), strict=True):
             answers[number] = answer
-    for answer in answers:
-        if isinstance(answer, Exception):
-            raise answer
-    return answers
+    return _given(answers)
 
 
 async def read_streams(
@@ -124,9 +133,7 @@ async def read_streams(
     blocking = packed_command(
         "XREAD", "COUNT", count, "BLOCK", int(block_seconds * 1000), "STREAMS", *cursors.keys(), *cursors.values()
     )
-    [answer] = await exchange(client, [blocking])
-    if isinstance(answer, Exception):
-        raise answer
+    [answer] = await ask(client, [blocking])
     return [
         (stream.decode(), [(entry.decode(), dict(zip(flat[::2], flat[1::2], strict=True))) for entry, flat in entries])
         for stream, entries in answer or []
