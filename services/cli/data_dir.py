@@ -15,6 +15,7 @@ import msgspec
 
 # A server whose parent was killed stops by itself (see `embedded`); it still holds the lock while it does.
 ENDING_SECONDS = 5.0
+TOKEN_FILE = "ops.token"  # noqa: S105  the name of the file, not a token
 
 
 class DataDirInUse(Exception):

@@ -48,7 +48,8 @@ def up(**flags: Any) -> None:
 
 async def _up(config: Config, stop: asyncio.Event) -> None:
     # Here, not above: `dateline config` need not load every service.
-    from services.cli.up import TOKEN_FILE, installation
+    from services.cli.data_dir import TOKEN_FILE
+    from services.cli.up import installation
     from shared.lifecycle import run_until
 
     async def show() -> None:

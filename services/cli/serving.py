@@ -47,7 +47,10 @@ async def serve(
                 # In the group's own task: cancelled first, and what it needs to drain still runs.
                 await listen(
                     application(
-                        [*writer.routes, *gateway.routes], metrics=metrics, checks={**writer.checks, **gateway.checks}
+                        [*writer.routes, *gateway.routes],
+                        metrics=metrics,
+                        checks={**writer.checks, **gateway.checks},
+                        at_hand=gateway.at_hand,
                     ),
                     host=config.listen_host,
                     port=config.listen_port,

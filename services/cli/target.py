@@ -16,11 +16,11 @@ import click
 from stamina.instrumentation import RetryDetails, get_on_retry_hooks, set_on_retry_hooks
 
 from services.cli.client import DatelineClient
+from services.cli.data_dir import TOKEN_FILE
 from services.cli.problem import Problem, reason_of
 from services.cli.terminal import plain
 
 URL_DEFAULT = "http://127.0.0.1:8080"
-TOKEN_FILE = "ops.token"  # noqa: S105 - a file's name
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Result = TypeVar("Result")

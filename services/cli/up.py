@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from services.cli.data_dir import DataDir
+from services.cli.data_dir import TOKEN_FILE, DataDir
 from services.cli.embedded import EmbeddedServer
 from services.cli.heads import HEADS_FILE, admit_embedded
 from services.cli.serving import serve
@@ -29,7 +29,6 @@ from shared.supervisor import Child, environment_of, keep_all
 
 log = structlog.get_logger()
 
-TOKEN_FILE = "ops.token"  # noqa: S105  the name of the file, not a token
 TOKEN_BYTES = 24
 WORKERS_MAX = 4
 # The token is no business of the projector's, and `up` answers for it.

@@ -17,6 +17,7 @@ from services.cli.embedded import DataDir, EmbeddedServer, server_binary
 from shared.epochs.admission import Admission
 from shared.keys import Keys
 from shared.redis import Redis, connect
+from tests.integration.gateway_kit import Newsroom, Running, running_gateway
 
 SERVERS = ("valkey", "redis")
 
@@ -80,3 +81,15 @@ async def keys(server: RunningServer, redis: Redis) -> Keys:
     keys = Keys("t" + secrets.token_hex(6))
     await server.admit(redis, keys)
     return keys
+
+
+@pytest.fixture
+def newsroom(redis: Redis, keys: Keys) -> Newsroom:
+    return Newsroom(redis, keys)
+
+
+@pytest.fixture
+async def gateway(server: RunningServer, keys: Keys) -> AsyncIterator[Running]:
+    async with running_gateway(server.url, keys) as running:
+        yield running
+        await running.at_rest()

@@ -16,10 +16,7 @@ from services.gateway.reader import Reader, Wish
 from services.gateway.reads import DIFFERENCE_DOCUMENTS_MAX
 from shared import accepting
 from shared.accepting import Accepting, Offer
-from shared.keys import Keys
 from shared.position import Position
-from shared.redis import Redis
-from tests.integration.conftest import RunningServer
 from tests.integration.gateway_kit import (
     PATIENCE_SECONDS,
     SIGNED,
@@ -27,25 +24,12 @@ from tests.integration.gateway_kit import (
     Running,
     eventually,
     on_one_server,
-    running_gateway,
 )
 
 pytestmark = on_one_server
 
 FEED = "story"
 STREAM = f"/v1/feeds/{FEED}/stream"
-
-
-@pytest.fixture
-def newsroom(redis: Redis, keys: Keys) -> Newsroom:
-    return Newsroom(redis, keys)
-
-
-@pytest.fixture
-async def gateway(server: RunningServer, keys: Keys) -> AsyncIterator[Running]:
-    async with running_gateway(server.url, keys) as running:
-        yield running
-        await running.at_rest()
 
 
 @pytest.fixture

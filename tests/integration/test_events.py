@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -17,24 +17,12 @@ from shared.ndjson import StreamEntry, line_of, parse_line
 from shared.position import Position
 from shared.redis import Redis, command
 from tests.integration.builders import encoded, log_entries
-from tests.integration.conftest import RunningServer
-from tests.integration.gateway_kit import SIGNED, Answer, Newsroom, Running, eventually, on_one_server, running_gateway
+from tests.integration.gateway_kit import SIGNED, Answer, Newsroom, Running, eventually, on_one_server
 
 pytestmark = on_one_server
 
 FEED = "story"
 EVENTS = f"/v1/feeds/{FEED}/events"
-
-
-@pytest.fixture
-def newsroom(redis: Redis, keys: Keys) -> Newsroom:
-    return Newsroom(redis, keys)
-
-
-@pytest.fixture
-async def gateway(server: RunningServer, keys: Keys) -> AsyncIterator[Running]:
-    async with running_gateway(server.url, keys) as running:
-        yield running
 
 
 async def raise_epoch(redis: Redis, keys: Keys, feed: str) -> Position:

@@ -16,7 +16,7 @@ from services.gateway.reads import Reads
 from shared import http as module
 from shared import problems
 from shared.keys import Keys
-from shared.redis import Redis, connect
+from shared.redis import connect
 from tests.integration.conftest import RunningServer
 from tests.integration.gateway_kit import (
     SIGNED,
@@ -41,11 +41,6 @@ pytestmark = on_one_server
 
 FEED = "story"
 ENTRIES = f"/v1/feeds/{FEED}/entries"
-
-
-@pytest.fixture
-def newsroom(redis: Redis, keys: Keys) -> Newsroom:
-    return Newsroom(redis, keys)
 
 
 @pytest.fixture

@@ -16,27 +16,12 @@ from aiohttp.web_protocol import RequestHandler
 from services.gateway import hub as module
 from services.gateway.connection import TransportConnection
 from services.gateway.hub import Descriptor, Hub
-from shared.keys import Keys
-from shared.redis import Redis
-from tests.integration.conftest import RunningServer
-from tests.integration.gateway_kit import Newsroom, Running, eventually, on_one_server, running_gateway
+from tests.integration.gateway_kit import Newsroom, Running, eventually, on_one_server
 
 pytestmark = on_one_server
 
 FEED = "story"
 STREAM = f"/v1/feeds/{FEED}/stream"
-
-
-@pytest.fixture
-def newsroom(redis: Redis, keys: Keys) -> Newsroom:
-    return Newsroom(redis, keys)
-
-
-@pytest.fixture
-async def gateway(server: RunningServer, keys: Keys) -> AsyncIterator[Running]:
-    async with running_gateway(server.url, keys) as running:
-        yield running
-        await running.at_rest()
 
 
 async def test_nothing_of_aiohttp_and_no_task_is_left_of_a_live_reader(newsroom: Newsroom, gateway: Running) -> None:

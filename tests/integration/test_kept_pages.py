@@ -3,7 +3,6 @@
 import asyncio
 import gzip
 import sys
-from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 from services.gateway import kept, tail
 from services.gateway.reads import Reads
 from shared.keys import Keys
-from shared.redis import Redis
 from tests.integration.conftest import RunningServer
 from tests.integration.gateway_kit import (
     PATIENCE_SECONDS,
@@ -37,18 +35,6 @@ FEED = "story"
 ENTRIES = f"/v1/feeds/{FEED}/entries"
 DOCUMENTS = [ENTRIES, f"/v1/feeds/{FEED}", f"{ENTRIES}/e1", f"/v1/feeds/{FEED}/changes"]
 PUBLIC = "public, max-age=0, s-maxage=1"
-
-
-@pytest.fixture
-def newsroom(redis: Redis, keys: Keys) -> Newsroom:
-    return Newsroom(redis, keys)
-
-
-@pytest.fixture
-async def gateway(server: RunningServer, keys: Keys) -> AsyncIterator[Running]:
-    async with running_gateway(server.url, keys) as running:
-        yield running
-        await running.at_rest()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import base64
 import random
-from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import msgspec
@@ -12,24 +11,12 @@ from services.gateway import listing as module
 from services.gateway.listing import FeedFilters, Listing, read_listing_cursor
 from shared.keys import SHARDS, Keys
 from shared.redis import Redis
-from tests.integration.conftest import RunningServer
-from tests.integration.gateway_kit import SIGNED, Json, Newsroom, Running, running_gateway
-
-
-@pytest.fixture
-def newsroom(redis: Redis, keys: Keys) -> Newsroom:
-    return Newsroom(redis, keys)
+from tests.integration.gateway_kit import SIGNED, Json, Newsroom, Running
 
 
 @pytest.fixture
 def listing(redis: Redis, keys: Keys) -> Listing:
     return Listing(redis, keys)
-
-
-@pytest.fixture
-async def gateway(server: RunningServer, keys: Keys) -> AsyncIterator[Running]:
-    async with running_gateway(server.url, keys) as running:
-        yield running
 
 
 async def listed(listing: Listing, *, limit: int, filters: FeedFilters | None = None) -> list[list[str]]:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import sqlite3
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +23,6 @@ from shared.ndjson import StreamEntry
 from shared.position import Position
 from shared.redis import Redis, command
 from tests.integration.builders import log_entries
-from tests.integration.conftest import RunningServer
 from tests.integration.gateway_kit import (
     SIGNED,
     Answer,
@@ -33,7 +32,6 @@ from tests.integration.gateway_kit import (
     minute,
     number,
     on_one_server,
-    running_gateway,
 )
 from tests.integration.test_events import raise_epoch
 
@@ -48,17 +46,6 @@ QUERIES = (
     "key_events=true&limit=1",
     f"since={minute(1)}&until={minute(3)}",
 )
-
-
-@pytest.fixture
-def newsroom(redis: Redis, keys: Keys) -> Newsroom:
-    return Newsroom(redis, keys)
-
-
-@pytest.fixture
-async def gateway(server: RunningServer, keys: Keys) -> AsyncIterator[Running]:
-    async with running_gateway(server.url, keys) as running:
-        yield running
 
 
 async def get(gateway: Running, path: str) -> Answer:

@@ -25,7 +25,6 @@ from shared.epochs.raising import Epochs, Raise
 from shared.errors import Unavailable
 from shared.keys import Keys
 from shared.position import Position
-from shared.redis import Redis
 from tests.integration.conftest import RunningServer
 from tests.integration.gateway_kit import (
     SIGNED,
@@ -46,11 +45,6 @@ pytestmark = on_one_server
 FEED = "story"
 STREAM = f"/v1/feeds/{FEED}/stream"
 SMALL_WINDOW = 4096
-
-
-@pytest.fixture
-def newsroom(redis: Redis, keys: Keys) -> Newsroom:
-    return Newsroom(redis, keys)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -18,25 +18,14 @@ from shared.keys import Keys
 from shared.position import ORIGIN, Position
 from shared.redis import Redis, asking, connect
 from tests.integration.conftest import RunningServer
-from tests.integration.gateway_kit import SIGNED, Json, Newsroom, Running, minute, number, running_gateway
+from tests.integration.gateway_kit import SIGNED, Json, Newsroom, Running, minute, number
 
 FEED = "story"
 
 
 @pytest.fixture
-def newsroom(redis: Redis, keys: Keys) -> Newsroom:
-    return Newsroom(redis, keys)
-
-
-@pytest.fixture
 def reads(redis: Redis, keys: Keys) -> Reads:
     return Reads(redis, keys)
-
-
-@pytest.fixture
-async def gateway(server: RunningServer, keys: Keys) -> AsyncIterator[Running]:
-    async with running_gateway(server.url, keys) as running:
-        yield running
 
 
 async def page_of(reads: Reads, filters: Filters | None = None, *, limit: int = 100, cursor: str | None = None) -> Json:

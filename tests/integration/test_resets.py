@@ -1,7 +1,6 @@
 """Readers of a feed whose epoch grows: they forget, get a snapshot, and go on without a gap, whatever told the gateway."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from shared.epochs.witness import Witness
 from shared.keys import Keys
 from shared.position import Position
 from shared.redis import Redis
-from tests.integration.conftest import RunningServer
 from tests.integration.gateway_kit import (
     Held,
     Newsroom,
@@ -19,19 +17,12 @@ from tests.integration.gateway_kit import (
     Stream,
     assert_equals_page,
     on_one_server,
-    running_gateway,
 )
 
 pytestmark = on_one_server
 
 FEED = "story"
 OTHER = "other"
-
-
-@pytest.fixture
-async def gateway(server: RunningServer, keys: Keys) -> AsyncIterator[Running]:
-    async with running_gateway(server.url, keys) as running:
-        yield running
 
 
 @pytest.fixture

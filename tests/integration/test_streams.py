@@ -10,7 +10,6 @@ from services.gateway import streams as module
 from services.gateway.reads import Reads
 from shared.epochs.raising import Epochs, Raise
 from shared.keys import Keys
-from shared.redis import Redis
 from tests.integration.conftest import RunningServer
 from tests.integration.gateway_kit import (
     SIGNED,
@@ -33,11 +32,6 @@ pytestmark = on_one_server
 
 FEED = "story"
 STREAM = f"/v1/feeds/{FEED}/stream"
-
-
-@pytest.fixture
-def newsroom(redis: Redis, keys: Keys) -> Newsroom:
-    return Newsroom(redis, keys)
 
 
 @pytest.fixture

@@ -31,11 +31,6 @@ STREAM = f"/v1/feeds/{FEED}/stream"
 
 
 @pytest.fixture
-def newsroom(redis: Redis, keys: Keys) -> Newsroom:
-    return Newsroom(redis, keys)
-
-
-@pytest.fixture
 async def gateway(server: RunningServer, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
     """It looks more often than it does, for tests that are not about how often."""
     monkeypatch.setattr(module, "SWEEP_SECONDS", 0.1)

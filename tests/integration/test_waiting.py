@@ -9,7 +9,6 @@ import pytest
 from services.gateway import waiting as module
 from services.gateway.waiting import Arrivals
 from shared.keys import Keys
-from shared.redis import Redis
 from tests.integration.conftest import RunningServer
 from tests.integration.gateway_kit import (
     PATIENCE_SECONDS,
@@ -27,11 +26,6 @@ pytestmark = on_one_server
 
 FEED = "story"
 READS = ["", "/entries", "/entries/e1", "/changes"]
-
-
-@pytest.fixture
-def newsroom(redis: Redis, keys: Keys) -> Newsroom:
-    return Newsroom(redis, keys)
 
 
 @pytest.fixture
