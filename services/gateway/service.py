@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from typing import Any
 
-import structlog
 from aiohttp import web
 
 from services.gateway.app import routes
@@ -28,20 +27,15 @@ from services.gateway.waiting import Arrivals
 from shared.config import Config
 from shared.epochs.witness import Witness
 from shared.errors import Unavailable
-from shared.http import Check, application
+from shared.http import Check
 from shared.keys import SHARDS, Keys
-from shared.lifecycle import run_until, serving
-from shared.listening import listen
 from shared.log import Log
-from shared.loop_lag import watch_loop_lag
 from shared.members import process_name
 from shared.metrics import Metrics
 from shared.redis import UNREACHABLE, check_installation, connect, connect_for_blocking, needed_url
-from shared.scraping import scraped_apart
+from shared.service import serve
 from shared.tokens import Tokens
 from shared.worker import Worker
-
-log = structlog.get_logger()
 
 
 class Gateway:
@@ -133,32 +127,4 @@ class Gateway:
 async def run(config: Config, stop: asyncio.Event, worker: Worker | None = None) -> None:
     """Serve until `stop`, then drain."""
     metrics = Metrics(shared_as=worker.name if worker else None)
-    shares_port = worker is not None
-    gateway = Gateway(config, metrics)
-    try:
-        await serving(gateway.prepare, stop)
-        app = application(gateway.routes, metrics=metrics, checks=gateway.checks, at_hand=gateway.at_hand)
-
-        async def listening(url: str) -> None:
-            log.info("gateway_listening", url=url)
-            if worker is not None:
-                worker.listening(url)
-
-        async with scraped_apart(metrics, config, shares_port=shares_port):
-            await run_until(
-                stop,
-                gateway.run(),
-                watch_loop_lag(metrics),
-                listen(
-                    app,
-                    host=config.listen_host,
-                    port=config.listen_port,
-                    shares_port=shares_port,
-                    drain=gateway.drain,
-                    drain_seconds=config.drain_seconds,
-                    on_listening=listening,
-                    offer=gateway.offered,
-                ),
-            )
-    finally:
-        await gateway.close()
+    await serve("gateway_listening", Gateway(config, metrics), config, metrics, stop=stop, worker=worker)

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Mapping
 
-import structlog
 from aiohttp import web
 
 from services.writer.app import routes
@@ -15,23 +14,20 @@ from shared.config import Config
 from shared.epochs.admission import Admission
 from shared.epochs.witness import Witness
 from shared.errors import Misconfigured
-from shared.http import Check, application
+from shared.http import Check
 from shared.keys import Keys
-from shared.lifecycle import run_until, serving
-from shared.listening import listen
 from shared.log import Log
-from shared.loop_lag import watch_loop_lag
 from shared.metrics import Metrics
 from shared.redis import check_installation, connect, needed_url
-from shared.scraping import scraped_apart
+from shared.service import serve
 from shared.tokens import Tokens
 from shared.worker import Worker
-
-log = structlog.get_logger()
 
 
 class Writer:
     """One writer: routes and readiness checks for an application, and work to run beside it."""
+
+    at_hand = offered = drain = None
 
     def __init__(self, config: Config, metrics: Metrics) -> None:
         if not config.ops_token:
@@ -71,31 +67,5 @@ class Writer:
 async def run(config: Config, stop: asyncio.Event, worker: Worker | None = None) -> None:
     """Serve until `stop`; requests under way are finished within the drain time."""
     metrics = Metrics(shared_as=worker.name if worker else None)
-    shares_port = worker is not None
     writer = Writer(config, metrics)
-    try:
-        await serving(writer.prepare, stop)
-        app = application(writer.routes, metrics=metrics, checks=writer.checks)
-
-        async def listening(url: str) -> None:
-            log.info("writer_listening", url=url, durability=config.durability)
-            if worker is not None:
-                worker.listening(url)
-
-        async with scraped_apart(metrics, config, shares_port=shares_port):
-            await run_until(
-                stop,
-                writer.run(),
-                watch_loop_lag(metrics),
-                listen(
-                    app,
-                    host=config.listen_host,
-                    port=config.listen_port,
-                    shares_port=shares_port,
-                    drain=None,
-                    drain_seconds=config.drain_seconds,
-                    on_listening=listening,
-                ),
-            )
-    finally:
-        await writer.close()
+    await serve("writer_listening", writer, config, metrics, stop=stop, worker=worker, durability=config.durability)

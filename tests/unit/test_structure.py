@@ -56,6 +56,7 @@ EDGES = {
     "redis.connecting",
     "redis.server",
     "scraping",
+    "service",
     "supervisor",
     "tokens",
     "worker",
