@@ -56,19 +56,30 @@ class Pool(BlockingConnectionPool):
         super().__init__(*args, **kwargs)
         self._at_hand: list[Any] = []
         self._at_hand_max = max(1, self.max_connections // 8)
+        self._waiting = 0
 
     async def take(self) -> Any:
         """A connection for its taker alone, connected when its first command is sent; each goes to `give_back`."""
         if not self._at_hand:
-            return await self.get_connection()  # type: ignore[no-untyped-call]  # redis-py's decorator
+            return await self.get_connection()
         connection = self._at_hand.pop()
         # It ended meanwhile, or holds what would be taken for another command's answer.
         if connection.is_connected and await connection.can_read():
             await connection.disconnect(nowait=True)
         return connection
 
+    async def get_connection(self, *args: Any, **options: Any) -> Any:
+        """Those who wait for one have it before those who come later: while anybody waits, none is kept at hand."""
+        self._waiting += 1
+        try:
+            while self._at_hand and not self.can_get_connection():
+                await asyncio.shield(self.release(self._at_hand.pop()))
+            return await super().get_connection(*args, **options)  # type: ignore[no-untyped-call]
+        finally:
+            self._waiting -= 1
+
     async def give_back(self, connection: Any) -> None:
-        if len(self._at_hand) < self._at_hand_max:
+        if not self._waiting and len(self._at_hand) < self._at_hand_max:
             self._at_hand.append(connection)
         else:
             await asyncio.shield(self.release(connection))

@@ -61,6 +61,31 @@ async def test_who_is_cancelled_leaves_his_answer_to_nobody(proxy: Proxy, client
     assert await exchange(client, [echo("yours")]) == [b"yours"]
 
 
+async def test_one_who_waits_for_a_connection_has_it_before_those_who_come_again(server: RunningServer) -> None:
+    client = connect(server.url, connections_max=2)
+    answered = asyncio.Event()
+
+    async def ask_again() -> None:
+        while not answered.is_set():
+            await exchange(client, [PING])
+
+    again = [asyncio.create_task(ask_again()) for _ in range(2)]
+    await asyncio.sleep(0)
+    try:
+        assert await exchange(client, [echo("once")]) == [b"once"]
+    finally:
+        answered.set()
+        await asyncio.gather(*again)
+        await client.aclose()
+
+
+async def test_one_at_hand_is_there_for_commands_that_redis_py_sends(server: RunningServer) -> None:
+    client = connect(server.url, connections_max=1)
+    await exchange(client, [PING])
+    assert await client.get("nothing") is None
+    await client.aclose()
+
+
 async def test_closing_a_client_ends_the_connections_at_hand_too(proxy: Proxy, client: Redis) -> None:
     await asyncio.gather(*[exchange(client, [PING]) for _ in range(3)])
     await client.aclose()
