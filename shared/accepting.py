@@ -73,6 +73,14 @@ class Accepting:
             self._loop.add_reader(listening, self._accept, listening)
 
     def _accept(self, listening: socket.socket) -> None:
+        try:
+            self._accept_all(listening)
+        finally:
+            # Those before one that failed, too: nobody else wakes them.
+            if self._accepted and not self._serving:
+                self._serve()
+
+    def _accept_all(self, listening: socket.socket) -> None:
         for _ in range(ACCEPTED_AT_ONCE_MAX):
             try:
                 sock, _ = listening.accept()
@@ -88,8 +96,6 @@ class Accepting:
                 break
             sock.setblocking(False)
             self._accepted.append(sock)
-        if self._accepted and not self._serving:
-            self._serve()
 
     def _serve(self) -> None:
         until, handed_over = time.monotonic() + TURN_SECONDS, 0

@@ -268,6 +268,25 @@ async def test_where_there_is_no_room_for_a_connection_it_waits_a_while_and_is_a
     assert asyncio.get_running_loop().time() - began >= 0.2
 
 
+async def test_those_who_were_accepted_before_one_that_failed_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    accept = socket.socket.accept
+    failed: list[dict[str, Any]] = []
+    calls = 0
+
+    def fails_after_one(listening: socket.socket) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            return accept(listening)
+        raise OSError(errno.EPROTO, "protocol error") if calls == 2 else BlockingIOError
+
+    monkeypatch.setattr(socket.socket, "accept", fails_after_one)
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context))
+    async with accepting_for(lambda sock, here: False) as ask:
+        assert await ask(b"other") == b"long way"
+    assert len(failed) == 1
+
+
 async def test_a_crowd_is_accepted_at_once_and_answered_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """More than a turn serves: between two turns the loop goes round, and no connection is forgotten."""
     rounds = 0
