@@ -335,6 +335,13 @@ PATCHES: tuple[Patch, ...] = (
         ("test_asking",),
     ),
     Patch(
+        "shared/redis/connecting.py",
+        "who comes again overtakes those who wait for a connection",
+        "if not self._waiting and len(",
+        "if len(",
+        ("test_asking",),
+    ),
+    Patch(
         "services/projector/warm.py",
         "whatever comes of a log is folded without the documents",
         "if not _all_new(entries, after=known.checkpoint):",
