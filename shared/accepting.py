@@ -59,14 +59,15 @@ class Accepting:
             self._loop.remove_reader(of_server.fileno())
             self._resume(listening)
 
-    def close(self) -> None:
-        """Accept nothing more; those who wait for their turn are aiohttp's to send away."""
+    async def close(self) -> None:
+        """Accept nothing more; those who wait for their turn are aiohttp's to answer, which has all of them then."""
         while self._listening:
             listening = self._listening.pop()
             self._loop.remove_reader(listening)
             listening.close()
         while self._accepted:
             self._hand_over(self._accepted.popleft())
+        await asyncio.gather(*self._handing_over, return_exceptions=True)
 
     def _resume(self, listening: socket.socket) -> None:
         if listening in self._listening:

@@ -89,7 +89,7 @@ async def listen(
         finally:
             under_way.draining = True
             if accepting is not None:
-                accepting.close()
+                await accepting.close()
             await site.stop()
             try:
                 async with asyncio.timeout(drain_seconds):

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import pytest
+from aiohttp import web
 
 from services.gateway.door import _request
 from services.gateway.hub import Descriptor, Hub
@@ -16,6 +17,9 @@ from services.gateway.reader import Reader, Wish
 from services.gateway.reads import DIFFERENCE_DOCUMENTS_MAX
 from shared import accepting
 from shared.accepting import Accepting, Offer
+from shared.http import application
+from shared.listening import listen
+from shared.metrics import Metrics
 from shared.position import Position
 from tests.integration.gateway_kit import (
     PATIENCE_SECONDS,
@@ -222,7 +226,7 @@ async def accepting_for(offer: Offer) -> AsyncIterator[Callable[[bytes], Awaitab
     try:
         yield ask
     finally:
-        accepts.close()
+        await accepts.close()
         server.close()
         with pytest.raises(ConnectionRefusedError):
             await ask(b"a")
@@ -329,8 +333,47 @@ async def test_those_who_wait_for_their_turn_when_accepting_ends_are_answered_by
     for _, writer in crowd:
         writer.write(b"here")
     await eventually(lambda: len(accepts._accepted) == 3)
-    accepts.close()
-    await eventually(lambda: built == 3)
+    await accepts.close()
+    assert built == 3
     server.close()
     for _, writer in crowd:
         writer.close()
+
+
+async def test_a_crowd_that_has_asked_when_serving_ends_is_answered_and_nothing_of_it_is_left_behind() -> None:
+    bound: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    offered = 0
+
+    def offer(_: socket.socket, here: bytes) -> bool:
+        nonlocal offered
+        offered += 1
+        if offered == accepting.HANDED_OVER_MAX:
+            serving.cancel()  # some are on their way to aiohttp now, and others wait for their turn
+        return False
+
+    async def hello(_: web.Request) -> web.Response:
+        return web.Response(text="hello")
+
+    async def listening(url: str) -> None:
+        bound.set_result(url)
+
+    serving = asyncio.create_task(
+        listen(
+            application([web.get("/", hello)], metrics=Metrics(), checks={}),
+            host="127.0.0.1",
+            port=0,
+            drain=None,
+            drain_seconds=5,
+            on_listening=listening,
+            offer=offer,
+        )
+    )
+    port = int((await bound).rpartition(":")[2])
+    crowd = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(2 * accepting.HANDED_OVER_MAX)]
+    for sock in crowd:
+        sock.sendall(asking("/"))
+    await asyncio.gather(serving, return_exceptions=True)
+    assert not [task for task in asyncio.all_tasks() if "RequestHandler" in repr(task)]
+    for sock in crowd:
+        with sock:
+            assert sock.recv(64).startswith(b"HTTP/1.1 200 ")
