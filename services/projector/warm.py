@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
 
-from services.projector.commit import EVENTS_PER_COMMIT_MAX, Commit, Pending
+from services.projector.commit import Commit, Pending
 from shared.documents import Feed
 from shared.errors import CannotFold
 from shared.events import EntryPublished, about
@@ -17,8 +17,10 @@ from shared.ndjson import StreamEntry
 from shared.position import Position
 from shared.read_models import ReadModel
 
-# Each is one more stream in every read of the doorbells, and may bring a command's megabyte.
-FEEDS_MAX = 32
+# Each is one more stream in every read of the doorbells, which has no bound in bytes but these.
+FEEDS_MAX = 16
+# Where more comes at once than a few desks write, a feed is read in commits' full size instead.
+EVENTS_MAX = 32
 
 _PUBLISHED = EntryPublished.__name__
 
@@ -45,14 +47,14 @@ class Warm:
         return {self._keys.feed(feed).log: (feed, str(known.read)) for feed, known in self._known.items()}
 
     def came(self, feed: str, entries: Sequence[StreamEntry]) -> None:
-        """What was read of a log that is followed; more than one commit takes is left to be read again."""
+        """What was read of a log that is followed; one to which much comes is followed no more until all is committed."""
         known = self._known.get(feed)
         if known is None:
             return
         known.read = entries[-1].position
         known.entries += [entry for entry in entries if entry.position > known.checkpoint]
-        if len(known.entries) > EVENTS_PER_COMMIT_MAX:
-            known.entries = []
+        if len(known.entries) >= EVENTS_MAX:
+            del self._known[feed]
 
     def has_read(self, feed: str, position: bytes | None) -> bool:
         """Whether a feed's log was read to a position: then its ring tells nothing new."""
@@ -81,9 +83,9 @@ class Warm:
         )
 
     def committed(self, pending: Pending, commit: Commit, generation: int) -> None:
-        if commit.feed is None:
-            return
         before = self._known.pop(pending.feed_id, None)
+        if commit.feed is None or commit.more:
+            return
         checkpoint = commit.checkpoint
         came = [entry for entry in before.entries if entry.position > checkpoint] if before else []
         # What was read and is not here is a gap when more comes, and sends the feed to be read.

@@ -14,7 +14,7 @@ from services.projector.commit import Commit, Commits, Pending, prepare
 from services.projector.gauges import Gauges
 from services.projector.lease import RENEW_SECONDS, Leases
 from services.projector.shard import Shard
-from services.projector.warm import Warm
+from services.projector.warm import EVENTS_MAX, Warm
 from shared.epochs.witness import Witness
 from shared.errors import NewerLog, Unavailable
 from shared.keys import Keys
@@ -25,8 +25,6 @@ from shared.redis import UNREACHABLE, Redis, ask, packed_command, read_streams
 log = structlog.get_logger()
 
 BLOCK_SECONDS = 1.0
-# Of each doorbell, and of each log that is followed.
-PER_READ_MAX = 200
 SWEEP_SECONDS = 1.0
 BACKOFF_SECONDS = 0.5
 # How long a shard whose log is of a newer release is left to others.
@@ -127,7 +125,7 @@ class Projector:
         logs = self._warm.logs()
         cursors = {stream: self._cursors[number] for stream, number in doorbells.items()}
         cursors |= {stream: read for stream, (_, read) in logs.items()}
-        found = await read_streams(self._blocking, cursors, count=PER_READ_MAX, block_seconds=BLOCK_SECONDS)
+        found = await read_streams(self._blocking, cursors, count=EVENTS_MAX, block_seconds=BLOCK_SECONDS)
         for stream, entries in found:
             if stream in logs:
                 feed, _ = logs[stream]

@@ -2,13 +2,14 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from services.projector import warm as module
-from services.projector.commit import EVENTS_PER_COMMIT_MAX, Pending, prepare
-from services.projector.warm import Warm
+from services.projector.commit import Pending, prepare
+from services.projector.warm import EVENTS_MAX, Warm
 from shared.events import EntryPinned, FeedOpened
 from shared.keys import Keys
 from shared.ndjson import StreamEntry
@@ -79,13 +80,13 @@ def test_anything_but_entries_that_are_new_is_left_to_be_read(what: str) -> None
         "unreadable": [StreamEntry(b"1-2", {b"envelope": b"{"})],
         "after a gap": [new(3)],
         "of another epoch": [StreamEntry(b"2-2", new(2).fields)],
-        "too many": [new(n) for n in range(2, EVENTS_PER_COMMIT_MAX + 3)],
+        "too many": [new(n) for n in range(2, EVENTS_MAX + 2)],
     }[what]
     warm.came("final", come)
     assert warm.take("final") is None
     # Nor is the rest of it taken for all that came.
     assert warm.take("final") is None
-    assert warm.has_read("final", come[-1].id)
+    assert bool(warm.logs()) == warm.has_read("final", come[-1].id) == (what != "too many")
 
 
 def test_a_damaged_publication_is_set_aside_as_it_would_be_after_reading() -> None:
@@ -120,6 +121,16 @@ def test_what_came_is_read_again_after_a_commit_that_was_refused() -> None:
     warm.came("final", [new(3)])
     assert warm.take("final") is None
     warm.moved("of-another")
+
+
+def test_a_feed_of_which_more_waits_is_not_followed_before_all_is_committed() -> None:
+    warm = Warm(KEYS)
+    first = opened(warm)
+    done = prepare(msgspec.structs.replace(first, more=True))
+    warm.committed(first, done, 1)
+    assert not warm.logs()
+    opened(warm)
+    assert warm.logs()
 
 
 def test_a_ring_tells_nothing_new_of_what_was_read() -> None:
